@@ -1,0 +1,199 @@
+"""A comparison: one question, what base and tuned wrote, how they were made, and the proof that base was base."""
+
+import json
+import re
+import secrets
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from deepdoctor.config import SamplingConfig
+from deepdoctor.errors import ProofError, RunError
+from deepdoctor.files import write_json
+from deepdoctor.prompts import split_completion
+
+SCHEMA = 1
+Finish = Literal["", "stop", "length", "stopped"]
+FINISH_WORDS = {"": "writing", "stop": "finished", "length": "cut off by the length limit", "stopped": "stopped by you"}
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What one side wrote so far. `finish_reason` is "" while writing, else stop, length or stopped. Lengths are in tokens."""
+
+    text: str = ""
+    tokens: int = 0
+    reasoning_tokens: int = 0
+    seconds: float = 0.0
+    finish_reason: Finish = ""
+
+    @property
+    def reasoning(self) -> str:
+        """The thought, as far as it goes."""
+        return split_completion(self.text)[0]
+
+    @property
+    def response(self) -> str:
+        """The answer; "" while the thought is open, however long it is."""
+        return split_completion(self.text)[1]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the thought was ended."""
+        return split_completion(self.text)[2]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of this side."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields of the JSON format: reasoning, response, closed, tokens, reasoning_tokens, seconds, finish_reason, text."""
+        return {"reasoning": self.reasoning, "response": self.response, "closed": self.closed, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What shows that base was base and tuned was tuned, measured on the very prompt that was asked.
+
+    base_difference: largest absolute difference between the logits of the base row and of the plain base weights run by transformers with
+        the adapter disabled; tuned_difference: the same for the tuned row against PEFT's forward with the adapter on; effect: largest
+        absolute difference between the base row's and the tuned row's logits. tolerance bounds the first two, and effect must exceed it.
+    base_hash: hash of the base weights now; base_hash_at_load: the same before any adapter was attached.
+    """
+
+    base_difference: float
+    tuned_difference: float
+    effect: float
+    tolerance: float
+    base_hash: str
+    base_hash_at_load: str
+    adapter_hash: str
+    prompt_hash: str
+
+    def problems(self) -> list[str]:
+        """What does not hold, in words; empty if the proof stands."""
+        found = []
+        if self.base_hash != self.base_hash_at_load:
+            found.append("the base weights have changed since they were loaded")
+        if not self.base_difference <= self.tolerance:
+            found.append(f"the base side differs from the plain base by {self.base_difference:.2g} (allowed {self.tolerance:.2g})")
+        if not self.tuned_difference <= self.tolerance:
+            found.append(f"the tuned side differs from PEFT's forward by {self.tuned_difference:.2g} (allowed {self.tolerance:.2g})")
+        if not self.effect > self.tolerance:
+            found.append("the adapter changes nothing: both sides would be the base")
+        return found
+
+    def require(self) -> None:
+        """Raise ProofError unless the proof stands."""
+        if problems := self.problems():
+            raise ProofError(f"This pair is not shown, because {'; and '.join(problems)}. Reload the model and try again.")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A question with both transcripts, base first, and all that is needed to make them again."""
+
+    question: str
+    base: Transcript
+    tuned: Transcript
+    sampling: SamplingConfig
+    prompt_style: str
+    model: str
+    run: str
+    step: int | None = None
+    proof: Proof | None = None
+    id: str = ""
+    created: float = 0.0
+    seen: dict[str, Any] = field(default_factory=dict)
+    reference: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether both sides have ended."""
+        return bool(self.base.finish_reason and self.tuned.finish_reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON-ready fields; `from_dict` takes them back."""
+        return {
+            "schema": SCHEMA,
+            **{name: getattr(self, name) for name in ("id", "created", "question", "model", "run", "step", "prompt_style")},
+            "sampling": self.sampling.model_dump(),
+            "base": self.base.to_dict(),
+            "tuned": self.tuned.to_dict(),
+            "proof": {**asdict(self.proof), "problems": self.proof.problems()} if self.proof else None,
+            "changes": changes(self.base, self.tuned),
+            **{name: getattr(self, name) for name in ("seen", "reference", "versions")},
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Comparison":
+        """Read back what `to_dict` wrote. Raises RunError if fields are missing."""
+        try:
+            sides = {side: Transcript(**{k: values[side][k] for k in Transcript.__dataclass_fields__}) for side in ("base", "tuned")}
+            proof = values["proof"] and Proof(**{k: values["proof"][k] for k in Proof.__dataclass_fields__})
+            plain = ("id", "created", "question", "model", "run", "step", "prompt_style", "seen", "reference", "versions")
+            return cls(**{k: values[k] for k in plain}, **sides, proof=proof, sampling=SamplingConfig.of(values["sampling"]))
+        except (KeyError, TypeError) as error:
+            raise RunError(f"This is not a saved comparison: {error}.") from None
+
+
+def measures(transcript: Transcript) -> dict[str, int]:
+    """Style of one side in numbers: reasoning_tokens, response_tokens, response_words, bullets, headings, paragraphs."""
+    response = transcript.response
+    return {
+        "reasoning_tokens": transcript.reasoning_tokens,
+        "response_tokens": max(0, transcript.tokens - transcript.reasoning_tokens) if transcript.closed else 0,
+        "response_words": len(response.split()),
+        "bullets": len(re.findall(r"^\s*(?:[-*•]|\d+[.)])\s+", response, flags=re.MULTILINE)),
+        "headings": len(re.findall(r"^\s*(?:#{1,6}\s|\*\*[^*\n]+\*\*:?\s*$)", response, flags=re.MULTILINE)),
+        "paragraphs": len([part for part in re.split(r"\n\s*\n|\n", response) if part.strip()]),
+    }
+
+
+def changes(base: Transcript, tuned: Transcript) -> dict[str, dict[str, int]]:
+    """What changed, in numbers: {measure: {"base": n, "tuned": m}}."""
+    before, after = measures(base), measures(tuned)
+    return {name: {"base": before[name], "tuned": after[name]} for name in before}
+
+
+class Comparisons:
+    """Finished comparisons on disk: one JSON file each under `<data>/comparisons/`."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.root = Path(data_dir) / "comparisons"
+
+    def path(self, comparison_id: str) -> Path:
+        """The comparison's file. Raises RunError unless the id is a plain name."""
+        if not re.fullmatch(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}", comparison_id):
+            raise RunError(f"There is no comparison {comparison_id[:40]!r}.")
+        return self.root / f"{comparison_id}.json"
+
+    def save(self, comparison: Comparison) -> Comparison:
+        """Store it and return it with id and time. The id is unguessable: it is what a link carries."""
+        values = {**comparison.to_dict(), "created": time.time()}
+        values["id"] = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+        write_json(self.path(values["id"]), values)
+        return Comparison.from_dict(values)
+
+    def get(self, comparison_id: str) -> Comparison:
+        """Read one back. Raises RunError if there is none, or its file is damaged."""
+        file = self.path(comparison_id)
+        if not file.exists():
+            raise RunError(f"There is no comparison {comparison_id!r} here; it may have been deleted.")
+        try:
+            return Comparison.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise RunError(f"The comparison {comparison_id} cannot be read: {error}.") from None
+
+    def list(self, most: int = 100) -> list[Comparison]:
+        """The newest comparisons first; damaged files are left out."""
+        found = []
+        for file in sorted(self.root.glob("*.json"), reverse=True)[:most] if self.root.exists() else []:
+            try:
+                found.append(self.get(file.stem))
+            except RunError:
+                continue
+        return found

@@ -1,0 +1,209 @@
+"""EngineClient: starts, asks, stops and replaces the engine process. Torch-free; safe to call from any thread."""
+
+import itertools
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+from deepdoctor.comparison import Comparison
+from deepdoctor.config import ModelConfig
+from deepdoctor.engine.protocol import Compare, EngineState, Event, Export, Finetune, Load, Request, Stop
+from deepdoctor.errors import EngineError
+from deepdoctor.runs import Runs
+
+RESTARTS_PER_MINUTE = 3
+
+
+class EngineClient:
+    """The page's end of the engine process. `start` spawns it; if it dies, a new one is started and the runs it left are marked."""
+
+    def __init__(self, data_dir: Path, model: ModelConfig) -> None:
+        self.data_dir = Path(data_dir)
+        self.model = model
+        self.runs = Runs(self.data_dir)
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._queues: dict[int, queue.Queue[Event]] = {}
+        self._state = EngineState()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._closed = False
+        self._deaths: list[float] = []
+
+    @property
+    def state(self) -> EngineState:
+        """Where the engine stands now."""
+        return self._state
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine, or None before `start`."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Mark runs that an earlier process left running, spawn the engine process and let it load the model. Returns at once."""
+        self.runs.mark_interrupted("The app was restarted while it was training. Resume continues from the last checkpoint.")
+        self._spawn()
+
+    def _spawn(self) -> None:
+        ours, theirs = Pipe()
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        log = (self.data_dir / "engine.log").open("ab")
+        command = [sys.executable, "-m", "deepdoctor.engine.process", str(theirs.fileno()), str(self.data_dir)]
+        with log, theirs:
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        with self._lock:
+            self._connection = ours
+            self._state = EngineState()
+        threading.Thread(target=self._listen, args=(ours, self._process), name="engine-events", daemon=True).start()
+        self._submit(Load(self.model))
+
+    def _listen(self, connection: Connection, process: subprocess.Popen[bytes]) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                self._deliver(connection.recv())
+        code = process.wait()
+        if not self._closed and connection is self._connection:
+            self._died(code)
+
+    def _deliver(self, event: Event) -> None:
+        with self._lock:
+            if event.kind == "state":
+                self._state = event.value
+            waiting = self._queues.get(event.request)
+        if waiting:
+            waiting.put(event)
+
+    def _died(self, code: int) -> None:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        why = f"The engine process {how}; see engine.log in the data folder. "
+        self.runs.mark_interrupted(f"{why}Resume continues from the last checkpoint.")
+        now = time.monotonic()
+        self._deaths = [death for death in self._deaths if now - death < 60] + [now]
+        again = len(self._deaths) <= RESTARTS_PER_MINUTE
+        error = EngineError(f"{why}{'A new one is starting; please try again.' if again else 'It keeps dying; restart the app.'}")
+        with self._lock:
+            self._state = EngineState("dead", str(error))
+            queues, self._queues = self._queues, {}
+        for number, waiting in queues.items():
+            waiting.put(Event(number, "error", error))
+        if again:
+            self._spawn()
+
+    def _submit(self, request: Request) -> int:
+        number = next(self._numbers)
+        with self._lock:
+            self._queues[number] = queue.Queue()
+        self._send(number, request)
+        return number
+
+    def _send(self, number: int, request: Request) -> None:
+        try:
+            if self._connection is None:
+                raise EngineError("The engine has not been started.")
+            with self._lock:
+                self._connection.send((number, request))
+        except OSError:
+            raise EngineError("The engine process is being replaced; please try again in a moment.") from None
+
+    def _events(self, number: int) -> Iterator[Event]:
+        """Events of a request until it is done; an error event is raised. Leaving early stops the work itself."""
+        waiting = self._queues.get(number)
+        if waiting is None:
+            raise EngineError("This request is no longer known; please ask again.")
+        ended = False
+        try:
+            while True:
+                event = waiting.get()
+                ended = event.kind in ("done", "error")
+                if event.kind == "error":
+                    raise event.value
+                yield event
+                if ended:
+                    return
+        finally:
+            if not ended:
+                with suppress(EngineError):
+                    self._send(0, Stop(number))
+            with self._lock:
+                self._queues.pop(number, None)
+
+    def load(self, model: ModelConfig) -> None:
+        """Ask for another base model and wait for it. Raises ModelError, and the model that was loaded stays."""
+        for _event in self._events(self._submit(Load(model))):
+            pass
+        self.model = model
+
+    def compare(self, request: Compare) -> int:
+        """Hand in a comparison and return its number, for `follow` and `stop`. Raises EngineError if the engine is not there."""
+        return self._submit(request)
+
+    def follow(self, number: int) -> Iterator[Comparison | str]:
+        """What happens to a comparison: words while it waits, then snapshots, at most ten a second.
+
+        The last snapshot is finished, saved and carries its proof. Closing the iterator stops the engine's work; `stop` does so too, but
+        keeps what was written. Raises the DeepDoctorError that ended it.
+        """
+        for event in self._events(number):
+            if event.kind in ("waiting", "snapshot", "done"):
+                yield event.value
+
+    def stop(self, number: int) -> None:
+        """Stop a comparison within one token; `follow` then ends with what was written, marked as stopped."""
+        self._send(0, Stop(number))
+
+    def finetune(self, run: str, resume: bool = False) -> None:
+        """Queue a run for training; follow it through its folder. Raises EngineError while another one trains."""
+        active = self.runs.active()
+        if active and active.id != run:
+            raise EngineError(f"Run {active.name} is training already. Stop it first, or wait for it to end.")
+        if resume:
+            self.runs.get(run).set_status(state="queued", message="Waiting for the engine")
+        number = self._submit(Finetune(run, resume))
+        with self._lock:
+            self._queues.pop(number, None)
+
+    def export(self, request: Export) -> Iterator[str | Path]:
+        """Progress lines of an export; the last item is the folder it wrote. Raises DeepDoctorError."""
+        for event in self._events(self._submit(request)):
+            if event.kind in ("progress", "done"):
+                yield event.value
+
+    def stop_training(self) -> None:
+        """Stop the run that trains or waits, saving a checkpoint within one step."""
+        self._send(0, Stop(0))
+
+    def close(self) -> None:
+        """End the engine process. A run that was training stays resumable."""
+        self._closed = True
+        if self._connection:
+            self._connection.close()
+        if self._process:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5)
+            self._process.kill()
+            self._process.wait()
+        self._state = replace(self._state, phase="dead", message="The engine was closed.")
+
+    def __enter__(self) -> "EngineClient":
+        self.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

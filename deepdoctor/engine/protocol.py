@@ -1,0 +1,104 @@
+"""What travels between page and engine process: requests in, events out. Torch-free, so that both sides can import it."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from deepdoctor.config import ModelConfig, SamplingConfig
+from deepdoctor.prompts import ARTICLE
+
+Phase = Literal["starting", "loading", "ready", "busy", "failed", "dead"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The loaded base model, as far as the page needs to know it.
+
+    projections: per adapted module kind, (inputs, outputs) of one layer; flops: measured forward rate in FLOP/s of a matrix product
+    on this device; memory_bytes: what the device has in all. tokenizer_file: a tokenizer.json that `tokenizers` can read.
+    """
+
+    name: str
+    device: str
+    precision: str
+    parameters: int
+    layers: int
+    hidden_size: int
+    vocabulary: int
+    max_length: int
+    projections: dict[str, tuple[int, int]]
+    tokenizer_file: str
+    eos: str
+    base_hash: str
+    flops: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Where the engine stands. `doing` is what keeps it busy, in words; `run` the run that is training, if any."""
+
+    phase: Phase = "starting"
+    message: str = "Starting the engine"
+    fraction: float | None = None
+    model: ModelInfo | None = None
+    doing: str = ""
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load a base model; the one before stays if this fails."""
+
+    model: ModelConfig
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Answer one question with base and tuned together. `run` names the run whose adapter is the tuned side; step None: its final one."""
+
+    question: str
+    run: str
+    step: int | None = None
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    prompt_style: str = ARTICLE.name
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Train the run whose folder has been made (`Runs.create`); with `resume` from its newest checkpoint."""
+
+    run: str
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write adapter, tokenizer and, if asked, the merged model of a run to a folder under `<data>/exports/`."""
+
+    run: str
+    step: int | None = None
+    merged: bool = True
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Stop the request with that number as soon as the current token or step is done, keeping what there is."""
+
+    request: int
+
+
+Request = Load | Compare | Finetune | Export | Stop
+
+
+@dataclass(frozen=True)
+class Event:
+    """News from the engine about one request (0: about itself).
+
+    kind: state (value: EngineState), progress (value: str), snapshot (value: Comparison), done (value: a result), error (value: a
+    DeepDoctorError), waiting (value: why, in words).
+    """
+
+    request: int
+    kind: Literal["state", "progress", "snapshot", "done", "error", "waiting"]
+    value: Any = None

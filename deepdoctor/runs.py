@@ -1,0 +1,221 @@
+"""A run is a folder: configuration, metrics, status, log, probe answers, checkpoints and adapter. The files are the interface."""
+
+import json
+import re
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig
+from deepdoctor.errors import ConfigError, RunError
+from deepdoctor.files import append_row, read_rows, write_json
+
+State = Literal["queued", "running", "finished", "stopped", "interrupted", "failed"]
+RESUMABLE: tuple[State, ...] = ("stopped", "interrupted", "failed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning run on disk. Everything is read afresh on each call: another process may be writing it."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The folder's name: when it was started, and four random characters."""
+        return self.path.name
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """config.json: {"name", "created", "model", "dataset", "finetune", "rows"}."""
+        return _read_json(self.path / "config.json")
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        return str(self.details.get("name") or self.id)
+
+    @property
+    def model(self) -> ModelConfig:
+        """The base model it was trained on."""
+        return ModelConfig.of(self.details["model"])
+
+    @property
+    def dataset(self) -> DatasetConfig:
+        """The rows it was trained on."""
+        return DatasetConfig.of(self.details["dataset"])
+
+    @property
+    def finetune(self) -> FinetuneConfig:
+        """Its recipe."""
+        return FinetuneConfig.of(self.details["finetune"])
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """status.json: {"state", "step", "steps", "message", "started", "updated", "seconds", …}."""
+        return _read_json(self.path / "status.json")
+
+    @property
+    def state(self) -> State:
+        """Where it stands."""
+        return self.status["state"]
+
+    def set_status(self, **changes: Any) -> None:
+        """Merge `changes` into status.json and stamp the time."""
+        status = self.status if (self.path / "status.json").exists() else {}
+        write_json(self.path / "status.json", {**status, **changes, "updated": time.time()})
+
+    def append_metric(self, row: dict[str, Any]) -> None:
+        """Append one row of metrics; it has "step" and any of loss, held_out_loss, learning_rate, tokens_per_second, memory_gib…"""
+        append_row(self.path / "metrics.jsonl", {"time": round(time.time(), 3), **row})
+
+    def metrics(self, since: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """New rows of metrics from byte `since`, and the byte to ask from next time. Rows are as written; see `curve`."""
+        return read_rows(self.path / "metrics.jsonl", since)
+
+    def curve(self) -> list[dict[str, Any]]:
+        """All metrics as one curve: where a resume rewound to an earlier step, what it overwrote is left out."""
+        rows: list[dict[str, Any]] = []
+        for row in self.metrics()[0]:
+            if "resumed_from" in row:
+                rows = [kept for kept in rows if kept.get("step", 0) <= row["resumed_from"]]
+            else:
+                rows.append(row)
+        return rows
+
+    def fingerprint(self) -> tuple[int, ...]:
+        """Changes whenever the page has something new to draw: sizes and times of the run's live files."""
+        found = []
+        for name in ("metrics.jsonl", "status.json", "probes.jsonl", "train.log", "config.json"):
+            file = self.path / name
+            stat = file.stat() if file.exists() else None
+            found += [stat.st_size, stat.st_mtime_ns] if stat else [0, 0]
+        return tuple(found)
+
+    def log(self, line: str) -> None:
+        """Append a line to train.log."""
+        with (self.path / "train.log").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {line.rstrip()}\n")
+
+    def log_tail(self, lines: int = 12) -> str:
+        """The last lines of train.log."""
+        file = self.path / "train.log"
+        return "\n".join(file.read_text(encoding="utf-8").splitlines()[-lines:]) if file.exists() else ""
+
+    def append_probe(self, row: dict[str, Any]) -> None:
+        """Append a probe answer: {"step", "question", "reasoning", "response", "closed", "tokens"}."""
+        append_row(self.path / "probes.jsonl", row)
+
+    def probes(self) -> list[dict[str, Any]]:
+        """Probe answers in order of step; of answers repeated after a resume the last counts."""
+        rows = {(row["step"], row["question"]): row for row in read_rows(self.path / "probes.jsonl")[0]}
+        return sorted(rows.values(), key=lambda row: row["step"])
+
+    def checkpoints(self) -> list[int]:
+        """Steps at which a complete checkpoint lies on disk, ascending."""
+        found = (re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in (self.path / "checkpoints").glob("checkpoint-*"))
+        return sorted(int(match[1]) for match in found if match and self._is_complete(int(match[1])))
+
+    def _is_complete(self, step: int) -> bool:
+        folder = self.checkpoint_dir(step)
+        return (folder / "trainer_state.json").exists() and (folder / "adapter_model.safetensors").exists()
+
+    def checkpoint_dir(self, step: int) -> Path:
+        """Folder of the checkpoint at `step`."""
+        return self.path / "checkpoints" / f"checkpoint-{step}"
+
+    def adapter_dir(self, step: int | None = None) -> Path:
+        """Folder of the adapter: of a checkpoint, or without `step` the final one (else the newest checkpoint's).
+
+        Raises RunError if there is none.
+        """
+        if step is not None:
+            folder = self.checkpoint_dir(step)
+        elif (self.path / "adapter" / "complete.json").exists():
+            folder = self.path / "adapter"
+        else:
+            steps = self.checkpoints()
+            folder = self.checkpoint_dir(steps[-1]) if steps else self.path / "adapter"
+        if not (folder / "adapter_model.safetensors").exists():
+            raise RunError(
+                f"Run {self.name} has no adapter{f' at step {step}' if step is not None else ' yet'}; checkpoints: {self.checkpoints()}."
+            )
+        return folder
+
+    def training_questions(self) -> list[str]:
+        """The questions it was trained on, in row order; [] while the run has not begun."""
+        file = self.path / "questions.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+
+    def rename(self, name: str) -> None:
+        """Give it another name (1 to 80 characters)."""
+        name = name.strip()
+        if not 1 <= len(name) <= 80:
+            raise ConfigError("A run's name has 1 to 80 characters.", field="name")
+        write_json(self.path / "config.json", {**self.details, "name": name})
+
+
+class Runs:
+    """All runs under one data folder."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.root = Path(data_dir) / "runs"
+
+    def create(self, model: ModelConfig, dataset: DatasetConfig, finetune: FinetuneConfig, name: str = "") -> Run:
+        """Make a new run's folder, in state "queued"."""
+        run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        run = Run(self.root / run_id)
+        run.path.mkdir(parents=True)
+        write_json(
+            run.path / "config.json",
+            {
+                "name": name.strip() or f"{finetune.preset} {time.strftime('%d %b %H:%M')}",
+                "created": time.time(),
+                "model": model.model_dump(),
+                "dataset": dataset.model_dump(),
+                "finetune": finetune.model_dump(),
+            },
+        )
+        run.set_status(state="queued", step=0, steps=finetune.max_steps, message="Waiting for the engine", started=time.time())
+        return run
+
+    def list(self) -> list[Run]:
+        """All readable runs, newest first."""
+        folders = sorted(self.root.glob("*/config.json"), reverse=True) if self.root.exists() else []
+        return [Run(file.parent) for file in folders if (file.parent / "status.json").exists()]
+
+    def get(self, run_id: str) -> Run:
+        """The run with that id. Raises RunError if there is none (an id is a folder's name, never a path)."""
+        run = Run(self.root / run_id)
+        if not re.fullmatch(r"[\w.-]+", run_id) or run_id.startswith(".") or not (run.path / "status.json").exists():
+            raise RunError(f"There is no run {run_id!r}. Known runs: {', '.join(run.id for run in self.list()) or 'none yet'}.")
+        return run
+
+    def active(self) -> Run | None:
+        """The run that is training or waiting to, if any."""
+        return next((run for run in self.list() if run.state in ("queued", "running")), None)
+
+    def delete(self, run_id: str) -> None:
+        """Remove a run with all its files. Raises RunError while it is training."""
+        run = self.get(run_id)
+        if run.state in ("queued", "running"):
+            raise RunError(f"Run {run.name} is training; stop it before deleting it.")
+        shutil.rmtree(run.path)
+
+    def mark_interrupted(self, why: str) -> "list[Run]":
+        """Mark every run that still claims to be training as interrupted; they can be resumed. Returns them."""
+        lost = [run for run in self.list() if run.state in ("queued", "running")]
+        for run in lost:
+            run.set_status(state="interrupted", message=why)
+            run.log(f"Interrupted: {why}")
+        return lost
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file.parent.name}/{file.name} cannot be read: {error}") from None
