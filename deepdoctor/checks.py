@@ -1,0 +1,179 @@
+"""What training would do with each example: which are kept, which are left out and why, and how many tokens each part takes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deepdoctor.dataset import PARTS, Example
+from deepdoctor.errors import DatasetError
+from deepdoctor.overlap import Overlap, normalize
+from deepdoctor.prompts import PromptStyle, marker_in, render_completion, render_question
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+ROWS_SHOWN = 20
+BATCH = 512
+KINDS = {
+    "empty": ("Question or response empty", "Left out: there is nothing to ask or to answer."),
+    "no_reasoning": ("Reasoning empty", "Left out: they would teach the model to answer without thinking."),
+    "marker": ("Control marker inside a part", "Left out: the model obeys a marker such as </think> instead of reading it."),
+    "held_out": ("Overlap a held-out question", "Left out, so that the held-out loss stays honest."),
+    "duplicate": ("Same question as an earlier row", "Left out: the first of them is kept."),
+    "over_length": ("Longer than {longest} tokens", "Left out: a text that is cut off would teach the model never to end."),
+    "no_room": (
+        "Question alone fills {longest} tokens",
+        "Left out, and counted among the longer ones too: cut off, nothing of the answer would be left.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Rows with one and the same trouble: how many, the numbers (from 1) of the first ROWS_SHOWN, and what is done about them."""
+
+    title: str
+    count: int
+    rows: list[int]
+    done: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the checks found in `rows` examples.
+
+    `findings` has an entry for every one of KINDS, also if none was found; a row may be counted under several. `kept` are the
+    indices (from 0) of the rows to train on. `lengths` has, for "prompt", "reasoning", "response" and "total", one number of tokens
+    for every row; all are 0 where there is no training text (question empty, or a marker in it). Total includes special tokens.
+    """
+
+    rows: int
+    findings: dict[str, Finding]
+    lengths: dict[str, list[int]]
+    kept: list[int]
+
+    @property
+    def left_out(self) -> int:
+        """How many rows are not trained on; each is counted once."""
+        return self.rows - len(self.kept)
+
+    def kept_examples(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples to train on. Raises DatasetError saying why, if none is left."""
+        if not self.kept:
+            reasons = "; ".join(f"{each.title.lower()}: {each.count}" for each in self.findings.values() if each.count)
+            raise DatasetError(f"None of the {self.rows} rows is left to train on. {reasons}. Load other rows, or change the longest row.")
+        return [examples[index] for index in self.kept]
+
+    def summary(self) -> dict[str, Any]:
+        """The report in brief, for JSON: counts by kind and the spread of token lengths over rows that have a training text."""
+        counts = {kind: finding.count for kind, finding in self.findings.items()}
+        return {"rows": self.rows, "kept": len(self.kept), "left_out": self.left_out, **counts, "tokens": self._spread()}
+
+    def _spread(self) -> dict[str, dict[str, int]]:
+        spread = {}
+        for part, lengths in self.lengths.items():
+            known = sorted(length for length, total in zip(lengths, self.lengths["total"], strict=True) if total)
+            if known:
+                last = len(known) - 1
+                spread[part] = {"median": known[last // 2], "p95": known[round(last * 0.95)], "longest": known[last], "sum": sum(known)}
+        return spread
+
+
+def check(
+    examples: Sequence[Example], tokenizer: "Tokenizer", eos: str, style: PromptStyle, max_seq_length: int, held_out: Sequence[Example]
+) -> Report:
+    """Count what would harm training, decide what is kept, and measure every part in tokens.
+
+    `held_out` are examples that must stay unknown to the model: rows seen or near-seen among them are left out.
+    A duplicate is a question equal, after normalization, to that of an earlier row that is kept.
+    """
+    lengths = token_lengths(examples, tokenizer, eos, style)
+    overlap = Overlap([example.question for example in held_out]) if held_out else None
+    found: dict[str, list[int]] = {kind: [] for kind in KINDS}
+    kept: list[int] = []
+    questions: set[str] = set()
+    for index, example in enumerate(examples):
+        troubles = list(_troubles(example, eos, overlap))
+        if lengths["total"][index] > max_seq_length:
+            troubles.append("over_length")
+            if lengths["total"][index] - lengths["reasoning"][index] - lengths["response"][index] >= max_seq_length:
+                troubles.append("no_room")
+        if not troubles and (question := normalize(example.question)) in questions:
+            troubles.append("duplicate")
+        if not troubles:
+            questions.add(question)
+            kept.append(index)
+        for kind in troubles:
+            found[kind].append(index + 1)
+    findings = {
+        kind: Finding(title.format(longest=f"{max_seq_length:,}"), len(found[kind]), found[kind][:ROWS_SHOWN], done)
+        for kind, (title, done) in KINDS.items()
+    }
+    return Report(len(examples), findings, lengths, kept)
+
+
+def token_lengths(examples: Sequence[Example], tokenizer: "Tokenizer", eos: str, style: PromptStyle) -> dict[str, list[int]]:
+    """Tokens of "prompt", "reasoning", "response", "total" for every example: what `tokens.encode_example` counts, but many at once."""
+    tokenizer = _untruncated(tokenizer)
+    lengths: dict[str, list[int]] = {part: [0] * len(examples) for part in ("prompt", "reasoning", "response", "total")}
+    usable = [index for index, each in enumerate(examples) if each.question.strip() and not marker_in(each.question)]
+    for start in range(0, len(usable), BATCH):
+        indices = usable[start : start + BATCH]
+        prompts = [render_question(examples[index].question, style) for index in indices]
+        completions = [render_completion(examples[index].reasoning, examples[index].response, eos, style) for index in indices]
+        encodings = tokenizer.encode_batch([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
+        for index, prompt, completion, encoding in zip(indices, prompts, completions, encodings, strict=True):
+            response_start = len(prompt) + len(completion) - len(eos) - len(examples[index].response.strip())
+            for part, length in _part_lengths(encoding, len(prompt), response_start).items():
+                lengths[part][index] = length
+    return lengths
+
+
+def _troubles(example: Example, eos: str, overlap: Overlap | None) -> Iterator[str]:
+    texts = [getattr(example, part) for part in PARTS]
+    if not example.question.strip() or not example.response.strip():
+        yield "empty"
+    if not example.reasoning.strip():
+        yield "no_reasoning"
+    if any(marker_in(text) or (eos and eos in text) for text in texts):
+        yield "marker"
+    if overlap and example.question.strip() and overlap.grade(example.question).grade != "unseen":
+        yield "held_out"
+
+
+def _part_lengths(encoding: "Encoding", prompt_end: int, response_start: int) -> dict[str, int]:
+    special = encoding.special_tokens_mask
+    first_of_completion = _first_token_from(encoding, prompt_end)
+    first_of_response = _first_token_from(encoding, response_start)
+    written = len(special) - _trailing(special)
+    return {
+        "prompt": first_of_completion - sum(special[:first_of_completion]),
+        "reasoning": first_of_response - first_of_completion,
+        "response": written - first_of_response,
+        "total": len(special),
+    }
+
+
+def _first_token_from(encoding: "Encoding", position: int) -> int:
+    """The first token that starts at or after a character; one that straddles it belongs to what comes before."""
+    token = encoding.char_to_token(position)
+    place = None if token is None else encoding.token_to_chars(token)
+    if token is not None and place is not None and place[0] == position:
+        return token
+    return next((index for index, (start, end) in enumerate(encoding.offsets) if start >= position and end > start), len(encoding))
+
+
+def _trailing(special: list[int]) -> int:
+    return next((count for count, flag in enumerate(reversed(special)) if not flag), len(special))
+
+
+def _untruncated(tokenizer: "Tokenizer") -> "Tokenizer":
+    if tokenizer.truncation is None and tokenizer.padding is None:
+        return tokenizer
+    # a copy: lengths must be true, and the tokenizer belongs to the caller
+    from tokenizers import Tokenizer
+
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy

@@ -1,0 +1,100 @@
+"""finetune(loaded, run): LoRA fine-tuning of the loaded model by TRL, written into the run's folder. Alone imports the trainer."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from deepdoctor.config import FinetuneConfig
+from deepdoctor.engine.follow import Follow
+from deepdoctor.engine.model import TRAINED, LoadedModel, fresh_adapter, write_base_name
+from deepdoctor.engine.rows import prepare_rows
+from deepdoctor.engine.tracking import Tracker
+from deepdoctor.files import write_json
+from deepdoctor.runs import Run
+
+logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+
+
+def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], resume: bool = False) -> None:
+    """Train a fresh adapter as the run's configuration says, or continue from the run's newest checkpoint.
+
+    `should_stop` is asked after every optimizer step; on yes a checkpoint is saved and the run ends as "stopped". Metrics, status, log and
+    probe answers are appended to the run's folder. Raises DatasetError if no row is usable.
+    """
+    config = run.finetune
+    checkpoints = run.checkpoints()
+    if resume and not checkpoints:
+        run.log("No checkpoint was saved before the run ended: starting from the beginning.")
+        resume = False
+    run.set_status(state="running", message="Preparing the rows")
+    rows = prepare_rows(loaded, run)
+    model = fresh_adapter(loaded, config)
+    steps = config.steps_for(len(rows.train))
+    run.set_status(steps=steps, message="Training", rows=len(rows.train), trainable_parameters=_trainable(model), resumed=resume)
+    run.log(f"{'Resuming from step ' + str(checkpoints[-1]) if resume else 'Training'}: {len(rows.train)} rows, {steps} steps.")
+    follow = Follow(loaded, run, rows, Tracker(run), should_stop)
+    trainer: Any = SFTTrainer(
+        model=model,
+        args=trainer_arguments(config, run, steps, loaded),
+        train_dataset=Dataset.from_dict(rows.columns()),
+        processing_class=loaded.tokenizer,
+        callbacks=[follow],
+    )
+    try:
+        if resume:
+            run.append_metric({"resumed_from": checkpoints[-1]})
+        trainer.train(resume_from_checkpoint=str(run.checkpoint_dir(checkpoints[-1])) if resume else None)
+    finally:
+        model.eval()
+        follow.tracker.finish(run.probes())
+    _save_adapter(loaded, run, follow)
+
+
+def trainer_arguments(config: FinetuneConfig, run: Run, steps: int, loaded: LoadedModel) -> SFTConfig:
+    """The run's recipe as TRL's arguments."""
+    on_gpu = loaded.device.type == "cuda"
+    return SFTConfig(
+        output_dir=str(run.path / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.scheduler,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        optim=config.optimizer if on_gpu else "adamw_torch",
+        gradient_checkpointing=config.gradient_checkpointing and on_gpu,
+        max_length=None,
+        seed=config.seed,
+        data_seed=config.seed,
+        bf16=on_gpu and loaded.dtype == torch.bfloat16,
+        fp16=on_gpu and loaded.dtype == torch.float16,
+        logging_steps=1,
+        save_steps=config.checkpoint_steps,
+        save_total_limit=config.checkpoints_kept,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=loaded.device.type == "cpu",
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+    )
+
+
+def _trainable(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _save_adapter(loaded: LoadedModel, run: Run, follow: Follow) -> None:
+    """Write the final adapter, "complete" last; a stopped run is told by its state."""
+    folder = run.path / "adapter"
+    assert loaded.peft is not None
+    loaded.peft.save_pretrained(folder, selected_adapters=[TRAINED])
+    write_base_name(folder, loaded.config.name)
+    write_json(folder / "complete.json", {"step": follow.step, "base_hash": loaded.info.base_hash})
+    done = "stopped" if follow.stopped else "finished"
+    run.set_status(state=done, message=f"{done.capitalize()} at step {follow.step}", eta_seconds=0)
+    run.log(f"{done.capitalize()} at step {follow.step}.")

@@ -1,0 +1,125 @@
+"""Following a training run: the trainer's callback that writes metrics, held-out losses, probe answers and progress, and obeys a stop."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from deepdoctor.config import SamplingConfig
+from deepdoctor.engine.decode import Row, decode, transcript
+from deepdoctor.engine.evaluate import held_out_loss
+from deepdoctor.engine.model import TRAINED, LoadedModel, write_base_name
+from deepdoctor.engine.rows import TrainingRows
+from deepdoctor.engine.tracking import Tracker
+from deepdoctor.prompts import render_question, style_named
+from deepdoctor.runs import Run
+
+
+class Follow(TrainerCallback, ExportableState):
+    """Writes down what the trainer does: losses averaged over the logging window, held-out loss, probes, progress; obeys a stop.
+
+    The window's losses are saved with each checkpoint, so that a resumed run logs the same averages as an uninterrupted one.
+    """
+
+    def __init__(self, loaded: LoadedModel, run: Run, rows: TrainingRows, tracker: Tracker, should_stop: Callable[[], bool]) -> None:
+        self.loaded, self.run, self.rows, self.tracker, self.should_stop = loaded, run, rows, tracker, should_stop
+        self.config = run.finetune
+        self.window: list[float] = []
+        self.step = 0
+        self.stopped = False
+        self._began = self._window_began = time.perf_counter()
+        self._first = 0
+        self._tokens_a_row = sum(len(row.ids) for row in rows.train) / len(rows.train)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback."""
+        return {"args": {}, "attributes": {"window": self.window}}
+
+    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        """Evaluate the untouched model, or on resume take up the saved window."""
+        self._first = self.step = state.global_step
+        if state.global_step:
+            self.window = list(state.stateful_callbacks.get("Follow", {}).get("attributes", {}).get("window", []))
+        else:
+            self._evaluate(0)
+            self._probe(0)
+        self._began = self._window_began = time.perf_counter()
+
+    def on_log(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, logs: dict[str, Any], **_: Any) -> None:
+        """Collect the loss of a step; at the end of a window write the mean."""
+        if "loss" not in logs:
+            return
+        self.window.append(float(logs["loss"]))
+        if state.global_step % self.config.logging_steps == 0 or state.global_step == state.max_steps:
+            self._write(state.global_step, logs)
+        self._after_step(state.global_step, state.max_steps)
+
+    def _write(self, step: int, logs: dict[str, Any]) -> None:
+        seconds = time.perf_counter() - self._window_began
+        trained = self._tokens_a_row * self.config.rows_per_step * len(self.window)
+        row = {
+            "step": step,
+            "loss": round(sum(self.window) / len(self.window), 5),
+            "learning_rate": logs.get("learning_rate"),
+            "grad_norm": round(float(logs.get("grad_norm", 0.0)), 4),
+            "epoch": round(float(logs.get("epoch", 0.0)), 4),
+            "tokens_per_second": round(trained / seconds, 1),
+            "memory_gib": memory_gib(self.loaded.device),
+        }
+        self._append(row)
+        self.run.log(f"step {step}: loss {row['loss']:.4f}")
+        self.window, self._window_began = [], time.perf_counter()
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self.run.append_metric(row)
+        self.tracker.log(row)
+
+    def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Progress and stop."""
+        self.step = state.global_step
+        elapsed = time.perf_counter() - self._began
+        eta = elapsed / max(1, self.step - self._first) * (state.max_steps - self.step)
+        self.run.set_status(step=self.step, seconds=round(elapsed, 1), eta_seconds=round(eta, 1))
+        if self.should_stop():
+            self.stopped = self.step < state.max_steps
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        """Give the checkpoint's adapter its base model's real name."""
+        write_base_name(self.run.checkpoint_dir(state.global_step), self.loaded.config.name)
+
+    def _after_step(self, step: int, last: int) -> None:
+        if step == last or (self.config.eval_steps and step % self.config.eval_steps == 0):
+            self._evaluate(step)
+        if self.config.probe_steps and (step == last or step % self.config.probe_steps == 0):
+            self._probe(step)
+
+    def _evaluate(self, step: int) -> None:
+        began = time.perf_counter()
+        if losses := held_out_loss(self.loaded.peft, self.rows.held_out):
+            self._append({"step": step, **losses})
+            self.run.log(f"step {step}: held-out loss {losses['held_out_loss']:.4f}")
+        self._window_began += time.perf_counter() - began
+
+    def _probe(self, step: int) -> None:
+        began = time.perf_counter()
+        sampling = SamplingConfig(temperature=0, max_new_tokens=self.config.probe_tokens)
+        questions = self.config.probe_questions or tuple(self.rows.held_out_questions[:1])
+        for question in questions if self.config.probe_steps else ():
+            prompt = self.loaded.tokenizer(render_question(question, style_named(self.config.prompt_style)))["input_ids"]
+            written = Row(prompt, TRAINED, sampling)
+            for _ in decode(self.loaded, [written]):
+                pass
+            said = transcript(self.loaded, written)
+            self.run.append_probe({"step": step, "question": question, **said.to_dict()})
+        self._window_began += time.perf_counter() - began
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak GPU memory of this process, or on a CPU its resident memory now, in GiB."""
+    used = torch.cuda.max_memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
+    return round(used / 2**30, 3)

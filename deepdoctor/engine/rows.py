@@ -1,0 +1,67 @@
+"""A run's rows as token ids and labels: read, checked, split, encoded once, and written down in the run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from deepdoctor.dataset import Example, check, guess_columns, held_out_examples, load_rows, split, to_examples
+from deepdoctor.engine.model import LoadedModel
+from deepdoctor.errors import DatasetError
+from deepdoctor.files import write_json
+from deepdoctor.prompts import style_named
+from deepdoctor.runs import Run
+from deepdoctor.tokens import Encoded, encode_example
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The rows of one run: encoded training rows in order, encoded held-out rows, and the held-out questions for probes."""
+
+    train: list[Encoded]
+    held_out: list[Encoded]
+    held_out_questions: list[str]
+
+    def columns(self) -> dict[str, list[list[int]]]:
+        """Training rows as the trainer takes them: {"input_ids", "labels"}, where masked labels are -100."""
+        return {"input_ids": [row.ids for row in self.train], "labels": [labels_of(row) for row in self.train]}
+
+
+def labels_of(row: Encoded) -> list[int]:
+    """Labels of one row: its ids where it is trained on, else -100."""
+    return [token if trained else IGNORED for token, trained in zip(row.ids, row.supervised, strict=True)]
+
+
+def prepare_rows(loaded: LoadedModel, run: Run) -> TrainingRows:
+    """Read, check and encode a run's rows, and write report and questions into the run's folder.
+
+    The bundled cases are held against their own held-out cases, other rows against rows split off before training.
+    Raises DatasetError if nothing is left to train on.
+    """
+    config, style = run.finetune, style_named(run.finetune.prompt_style)
+    tokenizer = loaded.tokenizer.backend_tokenizer
+    rows = load_rows(run.dataset)
+    examples = to_examples(rows, guess_columns(rows.columns, run.dataset))
+    if run.dataset.source == "bundled":
+        held_out = [case.example for case in held_out_examples()][: config.held_out_rows]
+    else:
+        examples, held_out = split(examples, config.held_out_rows, config.seed)
+    report = check(examples, tokenizer, loaded.info.eos, style, min(config.max_seq_length, loaded.info.max_length), held_out)
+    kept = [examples[index] for index in report.kept]
+    if not kept:
+        raise DatasetError("No row is left to train on after the checks; the dataset tab shows what was left out and why.")
+    write_json(run.path / "questions.json", [example.question for example in kept])
+    write_json(run.path / "rows.json", {"source": rows.source, "fingerprint": rows.fingerprint, **report.summary()})
+
+    def encode(example: Example, supervision: str) -> Encoded:
+        return encode_example(example, tokenizer, loaded.info.eos, style, supervision)
+
+    return TrainingRows(
+        train=[encode(example, config.supervision) for example in kept],
+        held_out=[encode(example, "response_only") for example in held_out if _fits(example)],
+        held_out_questions=[example.question for example in held_out],
+    )
+
+
+def _fits(example: Any) -> bool:
+    return bool(example.question and example.response)

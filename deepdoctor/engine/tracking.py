@@ -1,0 +1,70 @@
+"""Weights & Biases: the run's metrics logged with the real client, and never a reason for a run to stop."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deepdoctor.runs import Run
+
+Call = Callable[[], Any]
+
+
+class Tracker:
+    """Logs one run to Weights & Biases as its configuration asks: off, offline (files under the run's folder) or online.
+
+    Whatever goes wrong is written into the run's log and status, and logging ends; training goes on.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._wandb: Any = None
+        mode = run.finetune.wandb
+        if mode == "online" and not os.environ.get("WANDB_API_KEY"):
+            self._give_up("online logging needs WANDB_API_KEY in the environment; this run is not logged")
+        elif mode != "off":
+            self._try(lambda: self._begin(mode))
+
+    def _begin(self, mode: str) -> None:
+        import wandb
+
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self._wandb = wandb.init(
+            project=self.run.finetune.wandb_project,
+            name=self.run.name,
+            id=self.run.id,
+            dir=self.run.path,
+            mode="offline" if mode == "offline" else "online",
+            config=self.run.details,
+            resume="allow",
+            settings=wandb.Settings(init_timeout=30, console="off"),
+        )
+        self.run.set_status(wandb_url=self._wandb.url or "", wandb_dir=str(Path(self._wandb.dir).parent))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Log one row of metrics at its step."""
+        if self._wandb:
+            self._try(lambda: self._wandb.log({name: value for name, value in row.items() if name != "step"}, step=row["step"]))
+
+    def finish(self, probes: list[dict[str, Any]]) -> None:
+        """Log the probe answers as a table and end the W&B run."""
+        if self._wandb:
+            self._try(lambda: self._end(probes))
+
+    def _end(self, probes: list[dict[str, Any]]) -> None:
+        import wandb
+
+        columns = ["step", "question", "reasoning", "response"]
+        self._wandb.log({"probes": wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in probes])})
+        self._wandb.finish()
+
+    def _try(self, call: Call) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever W&B or its network does must not end a training run
+            self._give_up(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+
+    def _give_up(self, why: str) -> None:
+        self._wandb = None
+        self.run.log(f"Weights & Biases: {why}")
+        self.run.set_status(wandb_message=f"Weights & Biases: {why}")

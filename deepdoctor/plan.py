@@ -1,0 +1,125 @@
+"""What a run will take, told before it starts: steps, tokens, adapter size, memory and time. Arithmetic only; torch-free."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepdoctor.config import FinetuneConfig
+from deepdoctor.engine.protocol import ModelInfo
+from deepdoctor.errors import DatasetError
+
+# Calibrated by measurement: the share of the device's matrix rate (ModelInfo.flops) that a training step reaches,
+# seconds a step and a decoded token take however small the model, and seconds before the first step.
+TRAINING_EFFICIENCY = {"cpu": 0.35, "cuda": 0.25}
+SECONDS_PER_STEP = 0.05
+DECODE_SECONDS_PER_LAYER = 5e-4
+SECONDS_TO_START = 3.0
+
+BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "4bit": 0.53}
+OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_8bit": 2}
+ADAPTER_BYTES = 8  # a float32 weight and its float32 gradient
+LOGIT_BYTES = 8  # a float32 logit and its gradient
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run will take. `rows` are trained on, `left_out` are longer than the limit, `held_out` are kept for evaluation.
+
+    tokens: read in all steps together, padding not counted. seconds and memory_bytes are estimates.
+    """
+
+    rows: int
+    left_out: int
+    held_out: int
+    steps: int
+    epochs: float
+    tokens: int
+    trainable_parameters: int
+    memory_bytes: int
+    device_bytes: int
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the estimated memory is there."""
+        return self.memory_bytes <= self.device_bytes
+
+
+def plan(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> Plan:
+    """Estimate a run over rows of these `lengths` (tokens a row, held-out rows not among them).
+
+    memory = weights + adapter (weight, gradient, optimizer states) + activations + logits of one batch of the longest rows.
+    Activations of a layer: the inputs and outputs of its projections. With checkpointing only each layer's input is kept,
+    and one layer whole. seconds: 4·N operations a token, forward and backward through N frozen weights (6·N with
+    checkpointing, which goes forward twice), over padded batches; 2·N a token for each held-out loss; probes by decoding.
+    Attention's own arithmetic is left out. Raises DatasetError if no row is short enough.
+    """
+    kept = [length for length in lengths if 0 < length <= config.max_seq_length]
+    if not kept:
+        raise DatasetError(
+            f"No row to train on is left: all {len(lengths):,} are longer than {config.max_seq_length:,} tokens. Raise the longest row."
+            if lengths
+            else "There is no row to train on. Choose rows on the Dataset tab."
+        )
+    steps = config.steps_for(len(kept))
+    mean = sum(kept) / len(kept)
+    return Plan(
+        rows=len(kept),
+        left_out=len(lengths) - len(kept),
+        held_out=config.held_out_rows,
+        steps=steps,
+        epochs=steps * config.rows_per_step / len(kept),
+        tokens=round(steps * config.rows_per_step * mean),
+        trainable_parameters=trainable_parameters(config, model),
+        memory_bytes=_memory(config, model, max(kept)),
+        device_bytes=model.memory_bytes,
+        seconds=_seconds(config, model, kept, steps),
+    )
+
+
+def trainable_parameters(config: FinetuneConfig, model: ModelInfo) -> int:
+    """Numbers in the adapter: rank × (inputs + outputs), over all adapted projections of all layers."""
+    return config.lora_rank * model.layers * sum(inputs + outputs for inputs, outputs in model.projections.values())
+
+
+def padded_length(lengths: Sequence[int], batch: int) -> float:
+    """Expected length of the longest of `batch` rows drawn from `lengths`: what every row of the batch is padded to."""
+    count = len(lengths)
+    chances = ((rank / count) ** batch - ((rank - 1) / count) ** batch for rank in range(1, count + 1))
+    return sum(length * chance for length, chance in zip(sorted(lengths), chances, strict=True))
+
+
+def _is_cuda(model: ModelInfo) -> bool:
+    return not model.device.lower().startswith("cpu")
+
+
+def _checkpoints(config: FinetuneConfig, model: ModelInfo) -> bool:
+    return config.gradient_checkpointing and _is_cuda(model)
+
+
+def _memory(config: FinetuneConfig, model: ModelInfo, longest: int) -> int:
+    number_bytes = 4 if model.precision == "float32" else 2
+    embedded = 2 * model.vocabulary * model.hidden_size if model.precision == "4bit" else 0  # embeddings and head stay in 16 bit
+    weights = (model.parameters - embedded) * BYTES_PER_WEIGHT[model.precision] + embedded * 2
+    optimizer = config.optimizer if _is_cuda(model) else "adamw_torch"
+    adapter = trainable_parameters(config, model) * (ADAPTER_BYTES + OPTIMIZER_BYTES[optimizer])
+    layer = sum(inputs + outputs for inputs, outputs in model.projections.values())
+    layers = layer + model.layers * model.hidden_size if _checkpoints(config, model) else layer * model.layers
+    tokens = config.batch_size * longest
+    return round(weights + adapter + tokens * (layers * number_bytes + model.vocabulary * LOGIT_BYTES))
+
+
+def _seconds(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int], steps: int) -> float:
+    rate = model.flops * TRAINING_EFFICIENCY["cuda" if _is_cuda(model) else "cpu"]
+    operations = (6 if _checkpoints(config, model) else 4) * model.parameters
+    trained = steps * config.rows_per_step * padded_length(lengths, config.batch_size) * operations / rate
+    evaluations = _times(steps, config.eval_steps) if config.held_out_rows else 0
+    evaluated = evaluations * config.held_out_rows * padded_length(lengths, config.batch_size) * 2 * model.parameters / rate
+    answers = _times(steps, config.probe_steps) * max(1, len(config.probe_questions)) if config.probe_steps else 0
+    probed = answers * config.probe_tokens * model.layers * DECODE_SECONDS_PER_LAYER
+    return SECONDS_TO_START + trained + steps * SECONDS_PER_STEP + evaluated + probed
+
+
+def _times(steps: int, every: int) -> int:
+    """How often something happens that is done before the first step, every so many steps, and after the last."""
+    between = (steps - 1) // every if every else 0
+    return 2 + between
