@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deepdoctor.config import SamplingConfig
-from deepdoctor.errors import ProofError, RunError
+from deepdoctor.errors import ConfigError, ProofError, RunError
 from deepdoctor.files import write_json
 from deepdoctor.prompts import split_completion
 
@@ -132,11 +132,12 @@ class Comparison:
     def from_dict(cls, values: dict[str, Any]) -> "Comparison":
         """Read back what `to_dict` wrote. Raises RunError if fields are missing."""
         try:
-            sides = {side: Transcript(**{k: values[side][k] for k in Transcript.__dataclass_fields__}) for side in ("base", "tuned")}
+            base, tuned = (Transcript(**{k: values[side][k] for k in Transcript.__dataclass_fields__}) for side in ("base", "tuned"))
             proof = values["proof"] and Proof(**{k: values["proof"][k] for k in Proof.__dataclass_fields__})
             plain = ("id", "created", "question", "model", "run", "step", "prompt_style", "seen", "reference", "versions")
-            return cls(**{k: values[k] for k in plain}, **sides, proof=proof, sampling=SamplingConfig.of(values["sampling"]))
-        except (KeyError, TypeError) as error:
+            sampling = SamplingConfig.of(values["sampling"])
+            return cls(base=base, tuned=tuned, proof=proof, sampling=sampling, **{k: values[k] for k in plain})
+        except (KeyError, TypeError, ConfigError) as error:
             raise RunError(f"This is not a saved comparison: {error}.") from None
 
 

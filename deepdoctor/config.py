@@ -188,6 +188,6 @@ class Settings(Config):
     @classmethod
     def from_environment(cls, given: dict[str, Any] | None = None) -> "Settings":
         """Settings from HOST, PORT, MODEL and DATA_DIR, overridden by what is `given` and not None."""
-        names = {field.title: name for name, field in cls.model_fields.items()}
+        names = {str(field.title): name for name, field in cls.model_fields.items()}
         values: dict[str, Any] = {name: os.environ[title] for title, name in names.items() if os.environ.get(title)}
         return cls.of({**values, **{name: value for name, value in (given or {}).items() if value is not None}})

@@ -168,7 +168,7 @@ def held_out_examples(path: Path = HELD_OUT_CASES) -> list[HeldOutCase]:
 
 
 def split(examples: list[Example], held_out: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """(training, held-out): `held_out` examples drawn by `seed`, both in their old order. Raises DatasetError if none remain to train on."""
+    """(training, held-out): `held_out` examples drawn by `seed`, both in their old order. DatasetError if none remain to train on."""
     if held_out >= len(examples):
         rows = _rows(len(examples))
         raise DatasetError(f"Of {rows}, {held_out} held out leave none to train on. Hold out fewer, or read more rows.")

@@ -5,9 +5,10 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig
 from deepdoctor.errors import ConfigError, RunError
@@ -184,14 +185,14 @@ class Runs:
 
     def list(self) -> list[Run]:
         """All readable runs, newest first."""
-        folders = sorted(self.root.glob("*/config.json"), reverse=True) if self.root.exists() else []
-        return [Run(file.parent) for file in folders if (file.parent / "status.json").exists()]
+        files = sorted(self.root.glob("*/config.json"), reverse=True) if self.root.exists() else []
+        return [run for run in (Run(file.parent) for file in files) if _is_readable(run)]
 
     def get(self, run_id: str) -> Run:
         """The run with that id. Raises RunError if there is none (an id is a folder's name, never a path)."""
         run = Run(self.root / run_id)
-        if not re.fullmatch(r"[\w.-]+", run_id) or run_id.startswith(".") or not (run.path / "status.json").exists():
-            raise RunError(f"There is no run {run_id!r}. Known runs: {', '.join(run.id for run in self.list()) or 'none yet'}.")
+        if not re.fullmatch(r"\w[\w.-]{0,99}", run_id) or not (run.path / "status.json").exists():
+            raise RunError(f"There is no run {run_id[:40]!r}. Known runs: {', '.join(run.id for run in self.list()) or 'none yet'}.")
         return run
 
     def active(self) -> Run | None:
@@ -205,7 +206,7 @@ class Runs:
             raise RunError(f"Run {run.name} is training; stop it before deleting it.")
         shutil.rmtree(run.path)
 
-    def mark_interrupted(self, why: str) -> "list[Run]":
+    def mark_interrupted(self, why: str) -> Sequence[Run]:
         """Mark every run that still claims to be training as interrupted; they can be resumed. Returns them."""
         lost = [run for run in self.list() if run.state in ("queued", "running")]
         for run in lost:
@@ -214,8 +215,18 @@ class Runs:
         return lost
 
 
+def _is_readable(run: Run) -> bool:
+    try:
+        return run.status.get("state") in get_args(State) and bool(run.details)
+    except RunError:
+        return False
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{file.parent.name}/{file.name} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{file.parent.name}/{file.name} cannot be read: expected names and values.")
+    return values

@@ -1,10 +1,14 @@
 """Examples as tokens: which ids the model reads, and which of them it is trained to write. Torch-free, so that the page can show it."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
 from deepdoctor.prompts import PromptStyle, render_completion, render_question
+
+if TYPE_CHECKING:
+    from deepdoctor.dataset import Example
 
 SUPERVISION = {"whole_text": "Whole text, as in the article", "response_only": "Response only: reasoning and answer"}
 
@@ -33,7 +37,7 @@ def encode_prompt(tokenizer: Tokenizer, question: str, style: PromptStyle) -> li
     return tokenizer.encode(render_question(question, style)).ids
 
 
-def encode_example(example, tokenizer: Tokenizer, eos: str, style: PromptStyle, supervision: str = "whole_text") -> Encoded:
+def encode_example(example: "Example", tokenizer: Tokenizer, eos: str, style: PromptStyle, supervision: str = "whole_text") -> Encoded:
     """Tokens of the training text of an Example.
 
     Raises ConfigError if the question is empty or contains a control marker.

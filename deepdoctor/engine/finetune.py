@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
 from deepdoctor.config import FinetuneConfig
@@ -37,7 +38,7 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
     run.set_status(steps=steps, message="Training", rows=len(rows.train), trainable_parameters=_trainable(model), resumed=resume)
     run.log(f"{'Resuming from step ' + str(checkpoints[-1]) if resume else 'Training'}: {len(rows.train)} rows, {steps} steps.")
     follow = Follow(loaded, run, rows, Tracker(run), should_stop)
-    trainer: Any = SFTTrainer(
+    trainer: Any = (SFTTrainer if loaded.device.type == "cuda" else PlainLossTrainer)(
         model=model,
         args=trainer_arguments(config, run, steps, loaded),
         train_dataset=Dataset.from_dict(rows.columns()),
@@ -49,9 +50,18 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
             run.append_metric({"resumed_from": checkpoints[-1]})
         trainer.train(resume_from_checkpoint=str(run.checkpoint_dir(checkpoints[-1])) if resume else None)
     finally:
+        loaded.base.__dict__.pop("forward", None)  # TRL has wrapped it; the next run would wrap the wrapper
         model.eval()
         follow.tracker.finish(run.probes())
     _save_adapter(loaded, run, follow)
+
+
+class PlainLossTrainer(SFTTrainer):
+    """TRL's trainer with transformers' own loss: the fused loss of TRL 1.15 needs Triton, which there is only for GPUs."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Mean cross-entropy over the supervised tokens of the whole step."""
+        return Trainer.compute_loss(self, *args, **kwargs)
 
 
 def trainer_arguments(config: FinetuneConfig, run: Run, steps: int, loaded: LoadedModel) -> SFTConfig:

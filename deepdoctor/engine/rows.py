@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from deepdoctor.dataset import Example, check, guess_columns, held_out_examples, load_rows, split, to_examples
+from deepdoctor.checks import check
+from deepdoctor.dataset import Example, held_out_examples, load_rows, map_columns, split, to_examples
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.errors import DatasetError
 from deepdoctor.files import write_json
@@ -41,7 +42,7 @@ def prepare_rows(loaded: LoadedModel, run: Run) -> TrainingRows:
     config, style = run.finetune, style_named(run.finetune.prompt_style)
     tokenizer = loaded.tokenizer.backend_tokenizer
     rows = load_rows(run.dataset)
-    examples = to_examples(rows, guess_columns(rows.columns, run.dataset))
+    examples = to_examples(rows.rows, map_columns(rows.columns, run.dataset))
     if run.dataset.source == "bundled":
         held_out = [case.example for case in held_out_examples()][: config.held_out_rows]
     else:
