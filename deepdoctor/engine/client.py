@@ -3,11 +3,12 @@
 import itertools
 import os
 import queue
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
@@ -20,22 +21,26 @@ from deepdoctor.engine.protocol import Compare, EngineState, Event, Export, Fine
 from deepdoctor.errors import EngineError
 from deepdoctor.runs import Runs
 
+ENGINE = (sys.executable, "-m", "deepdoctor.engine.process")
 RESTARTS_PER_MINUTE = 3
 
 
 class EngineClient:
     """The page's end of the engine process. `start` spawns it; if it dies, a new one is started and the runs it left are marked."""
 
-    def __init__(self, data_dir: Path, model: ModelConfig) -> None:
+    def __init__(self, data_dir: Path, model: ModelConfig, program: Sequence[str] = ENGINE) -> None:
         self.data_dir = Path(data_dir)
         self.model = model
+        self.program = program
         self.runs = Runs(self.data_dir)
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
+        self._life = threading.Lock()
         self._queues: dict[int, queue.Queue[Event]] = {}
         self._state = EngineState()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._listener: threading.Thread | None = None
         self._closed = False
         self._deaths: list[float] = []
 
@@ -58,7 +63,7 @@ class EngineClient:
         ours, theirs = Pipe()
         self.data_dir.mkdir(parents=True, exist_ok=True)
         log = (self.data_dir / "engine.log").open("ab")
-        command = [sys.executable, "-m", "deepdoctor.engine.process", str(theirs.fileno()), str(self.data_dir)]
+        command = [*self.program, str(theirs.fileno()), str(self.data_dir)]
         with log, theirs:
             self._process = subprocess.Popen(
                 command,
@@ -71,8 +76,10 @@ class EngineClient:
         with self._lock:
             self._connection = ours
             self._state = EngineState()
-        threading.Thread(target=self._listen, args=(ours, self._process), name="engine-events", daemon=True).start()
-        self._submit(Load(self.model))
+        self._listener = threading.Thread(target=self._listen, args=(ours, self._process), name="engine-events", daemon=True)
+        self._listener.start()
+        with suppress(EngineError):  # if it has died already, the listener tells
+            self._post(Load(self.model))
 
     def _listen(self, connection: Connection, process: subprocess.Popen[bytes]) -> None:
         with suppress(EOFError, OSError):
@@ -103,8 +110,9 @@ class EngineClient:
             queues, self._queues = self._queues, {}
         for number, waiting in queues.items():
             waiting.put(Event(number, "error", error))
-        if again:
-            self._spawn()
+        with self._life:
+            if again and not self._closed:
+                self._spawn()
 
     def _submit(self, request: Request) -> int:
         number = next(self._numbers)
@@ -112,6 +120,10 @@ class EngineClient:
             self._queues[number] = queue.Queue()
         self._send(number, request)
         return number
+
+    def _post(self, request: Request) -> None:
+        """Hand in a request whose events nobody follows: its traces are the engine's state and the run's folder."""
+        self._send(next(self._numbers), request)
 
     def _send(self, number: int, request: Request) -> None:
         try:
@@ -175,9 +187,7 @@ class EngineClient:
             raise EngineError(f"Run {active.name} is training already. Stop it first, or wait for it to end.")
         if resume:
             self.runs.get(run).set_status(state="queued", message="Waiting for the engine")
-        number = self._submit(Finetune(run, resume))
-        with self._lock:
-            self._queues.pop(number, None)
+        self._post(Finetune(run, resume))
 
     def export(self, request: Export) -> Iterator[str | Path]:
         """Progress lines of an export; the last item is the folder it wrote. Raises DeepDoctorError."""
@@ -191,14 +201,22 @@ class EngineClient:
 
     def close(self) -> None:
         """End the engine process. A run that was training stays resumable."""
-        self._closed = True
+        with self._life:
+            self._closed = True
         if self._connection:
-            self._connection.close()
+            # Closing would wake neither end: our listener is inside a read, which keeps the pipe open. Shutting our direction down ends
+            # the engine's loop; the listener ends when the engine does.
+            with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as ours:
+                ours.shutdown(socket.SHUT_WR)
         if self._process:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=5)
             self._process.kill()
             self._process.wait()
+        if self._listener:
+            self._listener.join(timeout=5)
+        if self._connection:
+            self._connection.close()
         self._state = replace(self._state, phase="dead", message="The engine was closed.")
 
     def __enter__(self) -> "EngineClient":

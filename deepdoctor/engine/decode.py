@@ -1,7 +1,7 @@
 """Paired decoding: rows with the adapter off and on, generated together token by token, each with its own sampling and its own end."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import torch
@@ -35,7 +35,7 @@ class Row:
         self.generator.manual_seed(self.sampling.seed)
 
 
-def decode(loaded: LoadedModel, rows: list[Row]) -> Iterator[None]:
+def decode(loaded: LoadedModel, rows: list[Row]) -> Generator[None, None, None]:
     """Write all rows to their ends, one token a row for each item yielded; close the iterator to stop where it is.
 
     Raises ConfigError, before anything is written, if a prompt leaves no room for an answer.
@@ -99,7 +99,7 @@ def transcript(loaded: LoadedModel, row: Row) -> Transcript:
     close = loaded.tokenizer.convert_tokens_to_ids(THINK_CLOSE)
     thought = row.tokens.index(close) if close in row.tokens else len(row.tokens)
     return Transcript(
-        text=loaded.tokenizer.decode(row.tokens, skip_special_tokens=True),
+        text=str(loaded.tokenizer.decode(row.tokens, skip_special_tokens=True)),
         tokens=len(row.tokens),
         reasoning_tokens=thought,
         seconds=round(row.seconds, 3),

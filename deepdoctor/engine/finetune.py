@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from deepdoctor.config import FinetuneConfig
@@ -45,6 +45,7 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
         processing_class=loaded.tokenizer,
         callbacks=[follow],
     )
+    trainer.remove_callback(PrinterCallback)  # standard output belongs to the caller
     try:
         if resume:
             run.append_metric({"resumed_from": checkpoints[-1]})
@@ -102,7 +103,7 @@ def _save_adapter(loaded: LoadedModel, run: Run, follow: Follow) -> None:
     """Write the final adapter, "complete" last; a stopped run is told by its state."""
     folder = run.path / "adapter"
     assert loaded.peft is not None
-    loaded.peft.save_pretrained(folder, selected_adapters=[TRAINED])
+    loaded.peft.save_pretrained(str(folder), selected_adapters=[TRAINED])
     write_base_name(folder, loaded.config.name)
     write_json(folder / "complete.json", {"step": follow.step, "base_hash": loaded.info.base_hash})
     done = "stopped" if follow.stopped else "finished"

@@ -15,6 +15,7 @@ from deepdoctor.engine.evaluate import held_out_loss
 from deepdoctor.engine.model import TRAINED, LoadedModel, write_base_name
 from deepdoctor.engine.rows import TrainingRows
 from deepdoctor.engine.tracking import Tracker
+from deepdoctor.errors import ConfigError
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
 
@@ -39,18 +40,19 @@ class Follow(TrainerCallback, ExportableState):
         """What a checkpoint keeps of this callback."""
         return {"args": {}, "attributes": {"window": self.window}}
 
-    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Evaluate the untouched model, or on resume take up the saved window."""
         self._first = self.step = state.global_step
         if state.global_step:
-            self.window = list(state.stateful_callbacks.get("Follow", {}).get("attributes", {}).get("window", []))
+            self.window = _saved_window(state)
         else:
             self._evaluate(0)
             self._probe(0)
         self._began = self._window_began = time.perf_counter()
 
-    def on_log(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, logs: dict[str, Any], **_: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Collect the loss of a step; at the end of a window write the mean."""
+        logs = kwargs["logs"]
         if "loss" not in logs:
             return
         self.window.append(float(logs["loss"]))
@@ -78,7 +80,7 @@ class Follow(TrainerCallback, ExportableState):
         self.run.append_metric(row)
         self.tracker.log(row)
 
-    def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Progress and stop."""
         self.step = state.global_step
         elapsed = time.perf_counter() - self._began
@@ -88,7 +90,7 @@ class Follow(TrainerCallback, ExportableState):
             self.stopped = self.step < state.max_steps
             control.should_save = control.should_training_stop = True
 
-    def on_save(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Give the checkpoint's adapter its base model's real name."""
         write_base_name(self.run.checkpoint_dir(state.global_step), self.loaded.config.name)
 
@@ -110,13 +112,22 @@ class Follow(TrainerCallback, ExportableState):
         sampling = SamplingConfig(temperature=0, max_new_tokens=self.config.probe_tokens)
         questions = self.config.probe_questions or tuple(self.rows.held_out_questions[:1])
         for question in questions if self.config.probe_steps else ():
-            prompt = self.loaded.tokenizer(render_question(question, style_named(self.config.prompt_style)))["input_ids"]
-            written = Row(prompt, TRAINED, sampling)
-            for _ in decode(self.loaded, [written]):
-                pass
+            try:
+                prompt = self.loaded.tokenizer(render_question(question, style_named(self.config.prompt_style)))["input_ids"]
+                written = Row(prompt, TRAINED, sampling)
+                for _ in decode(self.loaded, [written]):
+                    pass
+            except ConfigError as error:  # a question that cannot be asked must not end the training
+                self.run.log(f"step {step}: probe left out: {error}")
+                continue
             said = transcript(self.loaded, written)
             self.run.append_probe({"step": step, "question": question, **said.to_dict()})
         self._window_began += time.perf_counter() - began
+
+
+def _saved_window(state: TrainerState) -> list[float]:
+    saved: Any = state.stateful_callbacks
+    return list(saved.get(Follow.__name__, {}).get("attributes", {}).get("window", []))
 
 
 def memory_gib(device: torch.device) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -71,10 +71,21 @@ def load(config: ModelConfig, data_dir: Path, report: Report = unheard) -> Loade
         architecture = AutoConfig.from_pretrained(source, revision=config.revision)
         if architecture.model_type not in ARCHITECTURES:
             raise ModelError(f"{config.name} is a {architecture.model_type} model; DeepDoctor compares {', '.join(ARCHITECTURES)} models.")
+        if "sliding_attention" in (getattr(architecture, "layer_types", None) or ()):
+            raise ModelError(f"{config.name} attends through a sliding window, which paired decoding does not know; choose another model.")
         report("Loading tokenizer and weights", 0.4)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
         dtype = _dtype(config, device)
-        base = AutoModelForCausalLM.from_pretrained(source, revision=config.revision, dtype=dtype, attn_implementation="sdpa")
+        found: dict[str, Any]
+        base, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=config.revision,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            ignore_mismatched_sizes=True,  # told below, by name
+            output_loading_info=True,
+        )
+        _require_all_weights(config, found)
         base = base.to(device).eval().requires_grad_(False)
     except (OSError, ValueError, SafetensorError, KeyError) as error:
         raise ModelError(
@@ -84,6 +95,16 @@ def load(config: ModelConfig, data_dir: Path, report: Report = unheard) -> Loade
         raise ModelError(f"The model {config.name} does not fit into this machine's memory; choose a smaller one.") from error
     report("Fingerprinting the base weights", 0.8)
     return LoadedModel(config, base, tokenizer, _info(config, base, tokenizer, Path(data_dir)))
+
+
+def _require_all_weights(config: ModelConfig, found: dict[str, Any]) -> None:
+    """Refuse what transformers only warns of: weights that are missing or of another shape, and would be random."""
+    missing = sorted(found["missing_keys"]) + sorted(str(each[0]) for each in found["mismatched_keys"])
+    if missing:
+        raise ModelError(
+            f"The model {config.name} is damaged: it lacks {missing[0]} in the shape its configuration asks for"
+            f"{f', and {len(missing) - 1} more' if missing[1:] else ''}. Fetch it again."
+        )
 
 
 def _device() -> torch.device:
@@ -174,7 +195,10 @@ def checksum(weight: Tensor, chunk: int = 2**24) -> int:
 
 
 def fresh_adapter(loaded: LoadedModel, config: FinetuneConfig) -> PeftModel:
-    """Attach a new LoRA adapter for training (its second factor is zero: no change yet); one from earlier training is dropped."""
+    """Attach a new LoRA adapter for training (its second factor is zero: no change yet); all others are dropped.
+
+    Were others attached, the trainer would write them into each checkpoint and, resuming, look for the trained one in the wrong place.
+    """
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
@@ -188,8 +212,9 @@ def fresh_adapter(loaded: LoadedModel, config: FinetuneConfig) -> PeftModel:
     if loaded.peft is None:
         loaded.peft = get_peft_model(loaded.base, lora, adapter_name=TRAINED)
     else:
-        if TRAINED in loaded.peft.peft_config:
-            loaded.peft.delete_adapter(TRAINED)
+        for name in list(loaded.peft.peft_config):
+            loaded.peft.delete_adapter(name)
+        loaded.selected.clear()
         loaded.peft.add_adapter(TRAINED, lora)
     loaded.peft.set_adapter(TRAINED)
     return loaded.peft
@@ -224,19 +249,19 @@ def _attach(loaded: LoadedModel, folder: Path, name: str) -> str:
 
 
 def _check_fit(loaded: LoadedModel, folder: Path) -> None:
-    from safetensors import safe_open
-
     modules = {name.removeprefix("base_model.model.").replace(".base_layer", ""): module for name, module in loaded.base.named_modules()}
     try:
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The adapter in {folder.name} is damaged: {error}. Train again, or choose another checkpoint.") from error
     for key, shape in shapes.items():
         name, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
-        module = modules.get(name)
-        wanted = module and (module.in_features if factor.startswith("A") else module.out_features)
-        if wanted is None or shape[1 if factor.startswith("A") else 0] != wanted:
+        module, is_first = modules.get(name), factor.startswith("A")
+        width = module and (module.in_features if is_first else module.out_features)
+        wanted = width and ([rank, width] if is_first else [width, rank])
+        if shape != wanted:
             raise ModelError(f"This adapter was not trained on {loaded.config.name}: {key} has shape {shape}, the model expects {wanted}.")
 
 

@@ -1,14 +1,13 @@
 """A run's rows as token ids and labels: read, checked, split, encoded once, and written down in the run."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from deepdoctor.checks import check
 from deepdoctor.dataset import Example, held_out_examples, load_rows, map_columns, split, to_examples
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.errors import DatasetError
 from deepdoctor.files import write_json
-from deepdoctor.prompts import style_named
+from deepdoctor.prompts import marker_in, style_named
 from deepdoctor.runs import Run
 from deepdoctor.tokens import Encoded, encode_example
 
@@ -47,7 +46,8 @@ def prepare_rows(loaded: LoadedModel, run: Run) -> TrainingRows:
         held_out = [case.example for case in held_out_examples()][: config.held_out_rows]
     else:
         examples, held_out = split(examples, config.held_out_rows, config.seed)
-    report = check(examples, tokenizer, loaded.info.eos, style, min(config.max_seq_length, loaded.info.max_length), held_out)
+    longest = min(config.max_seq_length, loaded.info.max_length)
+    report = check(examples, tokenizer, loaded.info.eos, style, longest, held_out)
     kept = [examples[index] for index in report.kept]
     if not kept:
         raise DatasetError("No row is left to train on after the checks; the dataset tab shows what was left out and why.")
@@ -59,10 +59,14 @@ def prepare_rows(loaded: LoadedModel, run: Run) -> TrainingRows:
 
     return TrainingRows(
         train=[encode(example, config.supervision) for example in kept],
-        held_out=[encode(example, "response_only") for example in held_out if _fits(example)],
+        held_out=_fitting([encode(example, "response_only") for example in held_out if _is_whole(example)], longest),
         held_out_questions=[example.question for example in held_out],
     )
 
 
-def _fits(example: Any) -> bool:
-    return bool(example.question and example.response)
+def _is_whole(example: Example) -> bool:
+    return bool(example.question and example.response) and not marker_in(example.question)
+
+
+def _fitting(rows: list[Encoded], longest: int) -> list[Encoded]:
+    return [row for row in rows if len(row.ids) <= longest]

@@ -54,8 +54,8 @@ class Tracker:
     def _end(self, probes: list[dict[str, Any]]) -> None:
         import wandb
 
-        columns = ["step", "question", "reasoning", "response"]
-        self._wandb.log({"probes": wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in probes])})
+        columns: list[str | int] = ["step", "question", "reasoning", "response"]
+        self._wandb.log({"probes": wandb.Table(columns=columns, data=[[row[str(name)] for name in columns] for row in probes])})
         self._wandb.finish()
 
     def _try(self, call: Call) -> None:

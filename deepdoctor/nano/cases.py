@@ -37,18 +37,18 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
     "test": (
         "What is the best next test?",
-        "Which test should be done next to settle the diagnosis?",
-        "Which investigation would best confirm the suspected condition?",
+        "Which test should be done next?",
+        "Which investigation should be arranged next?",
         "What is the most useful next investigation?",
-        "Which test would best separate the likely diagnosis from its alternatives?",
+        "Which test would help most at this point?",
         "What test should be ordered next?",
     ),
     "result": (
         "What would {test} most likely show?",
         "What would you expect {test} to reveal?",
         "What should be expected from {test}?",
-        "What would the most discriminating test be expected to show?",
-        "What would the test that confirms the diagnosis most likely show?",
+        "What would the best next test be expected to show?",
+        "What would the most useful next investigation most likely show?",
         "What finding would {test} most likely demonstrate?",
     ),
     "mechanism": (
@@ -73,21 +73,21 @@ WITH_BACKGROUND = (
     "{A_patient} with a history of {background} presents with {listed}. {Ask}",
     "{A_patient} presents with {listed}. {He} has a history of {background}. {Ask}",
     "{A_patient}, who has a history of {background}, is found to have {listed}. {Ask}",
-    "{A_patient} has {listed}. The past history includes {background}. {Ask}",
+    "{A_patient} is seen because of {listed}. The past history includes {background}. {Ask}",
     "A doctor is asked to see {a_patient} because of {listed}. There is a history of {background}. {Ask}",
     "In {a_patient} with a history of {background}, assessment shows {listed}. {Ask}",
     "{Listed} are noted in {a_patient} with a history of {background}. {Ask}",
-    "You are seeing {a_patient}. The history is one of {background}. {He} has {first}, together with {rest}. {Ask}",
-    "{A_patient} with a history of {background} has {first}. Further assessment reveals {rest}. {Ask}",
+    "You are seeing {a_patient}. The history is one of {background}. The findings are {first}, together with {rest}. {Ask}",
+    "{A_patient} with a history of {background} presents with {first}. Further assessment reveals {rest}. {Ask}",
     "Patient: {a_patient}. Background: {background}. Findings: {semicolons}. {Ask}",
 )
 WITHOUT_BACKGROUND = (
     "{A_patient} presents with {listed}. {Ask}",
     "{A_patient} is found to have {listed}. {Ask}",
-    "{A_patient} has {first}. {He} also has {rest}. {Ask}",
+    "{A_patient} comes in with {first}. Also noted: {rest}. {Ask}",
     "In {a_patient} with {listed}, {ask}",
     "{stem} in {a_patient} with {listed}?",
-    "You are called to see {a_patient} with {first}. {He} also has {rest}. {Ask}",
+    "You are called to see {a_patient} with {first}. The other findings are {rest}. {Ask}",
     "Assessment of {a_patient} shows {listed}. {Ask}",
     "Patient: {a_patient}. Findings: {semicolons}. {Ask}",
 )
@@ -171,13 +171,15 @@ def capital(text: str) -> str:
 
 
 def listed(phrases: tuple[str, ...]) -> str:
-    """A, B and C; with semicolons where a phrase has commas of its own."""
-    comma = "; " if any("," in phrase for phrase in phrases) else ", "
-    if len(phrases) < 2:
-        return "".join(phrases)
-    if any(" and " in phrase for phrase in phrases[-2:]) or comma == "; ":
-        return comma.join(phrases[:-1]) + f"{comma}and {phrases[-1]}" if len(phrases) > 2 else " and ".join(phrases)
-    return comma.join(phrases[:-1]) + f" and {phrases[-1]}"
+    """A, B and C; with heavier joints where a phrase has a comma or an "and" of its own."""
+    if len(phrases) < 3 and not any("," in phrase for phrase in phrases):
+        return " and ".join(phrases)
+    comma, last = ", ", " and "
+    if any("," in phrase for phrase in phrases):
+        comma, last = "; ", "; and "
+    elif any(" and " in phrase for phrase in phrases):
+        last = ", and "
+    return comma.join(phrases[:-1]) + last + phrases[-1]
 
 
 def combinations_of(condition: Condition) -> list[Combination]:

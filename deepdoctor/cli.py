@@ -1,0 +1,206 @@
+"""The command line: everything the page can do. Every setting is a flag, made from its declaration in config.py.
+
+With --json exactly one JSON value is printed on stdout; progress and whatever libraries print go to stderr. Exit code 0: done (also when
+stopped by Ctrl-C with what there was saved), 2: an error whose message says what to do, 130: interrupted with nothing to save.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from deepdoctor import commands
+from deepdoctor.commands import Outcome
+from deepdoctor.config import PRESETS, Config, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, Settings
+from deepdoctor.errors import ConfigError, DeepDoctorError
+
+EMPTY = ("none", "all", "")
+MODEL_FLAGS = {"name": "--model", "revision": "--model-revision"}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are ConfigErrors, told and counted like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError instead of leaving the program."""
+        raise ConfigError(f"{message[:1].upper()}{message[1:]}. See: {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given
+    try:
+        outcome = _run(parser().parse_args(given))
+    except DeepDoctorError as error:
+        print(error, file=sys.stderr)
+        if as_json:
+            print(json.dumps({"error": str(error)}, ensure_ascii=False))
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    print(json.dumps(outcome.value, ensure_ascii=False, indent=2) if as_json else outcome.text)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> Outcome:
+    settings = Settings.from_environment({"data_dir": options.data_dir, "model": getattr(options, "model_name", None)})
+    command: Callable[[argparse.Namespace, Settings], Outcome] = options.command
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result alone, whatever libraries have to say
+        return command(options, settings)
+
+
+def parser() -> Parser:
+    """All commands with their flags."""
+    made = Parser(prog="python -m deepdoctor", description="Fine-tune a medical reasoning model, and compare base and tuned.")
+    commands_of = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace, Settings], Outcome], told: str) -> Parser:
+        added: Parser = commands_of.add_parser(name, help=told, description=f"{told[:1].upper()}{told[1:]}.")
+        added.add_argument("--data-dir", metavar="FOLDER", help="where runs, comparisons and exports lie (default: DATA_DIR, or data)")
+        added.add_argument("--json", action="store_true", help="print one JSON value on stdout")
+        added.set_defaults(command=command)
+        return added
+
+    add_settings(add("info", _info, "versions, device, model, data folder and number of runs"), ModelConfig, "model", MODEL_FLAGS)
+    _dataset_flags(add("dataset", _dataset, "read and check the rows of a dataset; show one of them as it is trained on"))
+    _finetune_flags(add("finetune", _finetune, "fine-tune; Ctrl-C stops and saves"))
+    _run_flag(add("resume", _resume, "continue a stopped or interrupted run from its newest checkpoint")).add_argument(
+        "--force", action="store_true", help="also if the run is said to be training still"
+    )
+    _runs_flags(add("runs", _runs, "list the runs, or show, rename or delete one"))
+    _compare_flags(_run_flag(add("compare", _compare, "answer one question with base and tuned together")))
+    exported = _run_flag(add("export", _export, "write adapter, tokenizer and merged model to a folder"))
+    exported.add_argument("--step", type=int, help="a checkpoint of the run (default: its final adapter)")
+    exported.add_argument("--merged", action=argparse.BooleanOptionalAction, default=True, help="also write the merged model")
+    return made
+
+
+def add_settings(
+    target: Parser, config: type[Config], prefix: str, flags: dict[str, str] | None = None, without: Collection[str] = ()
+) -> None:
+    """A flag for each setting of `config`, kept as `<prefix>_<setting>`. Values are checked by the configuration, not here.
+
+    Flags are named after the setting, or as `flags` says; those of DatasetConfig carry `--dataset-` before the name.
+    """
+    group = target.add_argument_group(f"{prefix} settings")
+    for name, field in config.model_fields.items():
+        if name in without:
+            continue
+        plain = f"--{'dataset-' if config is DatasetConfig else ''}{name.replace('_', '-')}"
+        flag, told = (flags or {}).get(name, plain), f"{field.title}. {field.description} (default: {field.default})".replace("%", "%%")
+        more: dict[str, Any] = {"metavar": _metavar(field.annotation)}
+        if field.annotation is bool:
+            more = {"action": argparse.BooleanOptionalAction}
+        elif "tuple" in str(field.annotation):
+            more = {"action": "append", "metavar": "TEXT"}
+        group.add_argument(flag, dest=f"{prefix}_{name}", default=None, help=told, **more)
+
+
+def settings_given(options: argparse.Namespace, config: type[Config], prefix: str) -> dict[str, Any]:
+    """The settings of `config` that were given as flags; "none" and "all" empty a setting that may be empty."""
+    found = {name: getattr(options, f"{prefix}_{name}", None) for name in config.model_fields}
+    may_be_empty = {name for name, field in config.model_fields.items() if type(None) in get_args(field.annotation)}
+    return {name: None if name in may_be_empty and value in EMPTY else value for name, value in found.items() if value is not None}
+
+
+def _metavar(annotation: Any) -> str:
+    if choices := [str(choice) for choice in get_args(annotation) if choice and not isinstance(choice, type)]:
+        return f"{{{','.join(choices)}}}"
+    return {int: "N", float: "X"}.get(annotation, "TEXT" if "str" in str(annotation) else "N")
+
+
+def _run_flag(target: Parser) -> Parser:
+    target.add_argument("run", metavar="RUN", nargs="?", default=argparse.SUPPRESS, help="the run's id, as `runs` lists it")
+    target.add_argument("--run", metavar="RUN", default=argparse.SUPPRESS, help="the same")
+    return target
+
+
+def _dataset_flags(target: Parser) -> None:
+    target.add_argument("--row", type=int, metavar="N", help="show row N (from 1) with its training text and tokens")
+    target.add_argument("--list", type=int, metavar="N", dest="listed", help="list the first N questions")
+    add_settings(target, DatasetConfig, "dataset")
+    add_settings(target, ModelConfig, "model", MODEL_FLAGS)
+    add_settings(target, FinetuneConfig, "finetune", without=set(FinetuneConfig.model_fields) - set(commands.READING))
+
+
+def _finetune_flags(target: Parser) -> None:
+    start = target.add_mutually_exclusive_group()
+    start.add_argument("--preset", choices=list(PRESETS), help="settings to start from (default: quick for nano, else article)")
+    start.add_argument("--config", type=Path, metavar="FILE", help="settings to start from, as saved on the train tab")
+    target.add_argument("--name", default="", help="what to call the run (default: preset and time)")
+    add_settings(target, FinetuneConfig, "finetune", without=("preset",))
+    add_settings(target, DatasetConfig, "dataset")
+    add_settings(target, ModelConfig, "model", MODEL_FLAGS)
+
+
+def _runs_flags(target: Parser) -> None:
+    target.add_argument("action", nargs="?", default="list", choices=["list", "show", "rename", "delete"])
+    target.add_argument("run", metavar="RUN", nargs="?", default="", help="the run's id")
+    target.add_argument("name", metavar="NAME", nargs="?", default="", help="its new name")
+    target.add_argument("--yes", action="store_true", help="delete without asking")
+
+
+def _compare_flags(target: Parser) -> None:
+    asked = target.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--question", help="the question")
+    asked.add_argument("--held-out", type=int, metavar="N", help="the bundled held-out case N (from 1)")
+    target.add_argument("--step", type=int, help="a checkpoint of the run (default: its final adapter)")
+    target.add_argument("--prompt-style", metavar="{article,native}", help="the text around the question (default: the run's own)")
+    add_settings(target, SamplingConfig, "sampling")
+
+
+def _run_of(options: argparse.Namespace) -> str:
+    if not getattr(options, "run", ""):
+        raise ConfigError("Which run? Give its id; `python -m deepdoctor runs` lists them.", field="run")
+    return str(options.run)
+
+
+def _model_of(options: argparse.Namespace, settings: Settings) -> ModelConfig:
+    return ModelConfig.of({**settings_given(options, ModelConfig, "model"), "name": settings.model})
+
+
+def _info(options: argparse.Namespace, settings: Settings) -> Outcome:
+    return commands.info(settings.data_dir, _model_of(options, settings))
+
+
+def _dataset(options: argparse.Namespace, settings: Settings) -> Outcome:
+    dataset = DatasetConfig.of(settings_given(options, DatasetConfig, "dataset"))
+    recipe = FinetuneConfig.of(settings_given(options, FinetuneConfig, "finetune"))
+    return commands.dataset(dataset, _model_of(options, settings), recipe, options.row, options.listed)
+
+
+def _finetune(options: argparse.Namespace, settings: Settings) -> Outcome:
+    model = _model_of(options, settings)
+    start = FinetuneConfig.read(options.config) if options.config else commands.starting_point(options.preset, model)
+    recipe = start.changed(**settings_given(options, FinetuneConfig, "finetune"))
+    dataset = DatasetConfig.of(settings_given(options, DatasetConfig, "dataset"))
+    return commands.finetune(settings.data_dir, model, dataset, recipe, options.name)
+
+
+def _resume(options: argparse.Namespace, settings: Settings) -> Outcome:
+    return commands.resume(settings.data_dir, _run_of(options), options.force)
+
+
+def _runs(options: argparse.Namespace, settings: Settings) -> Outcome:
+    if options.action == "list":
+        return commands.list_runs(settings.data_dir)
+    if options.action == "show":
+        return commands.show_run(settings.data_dir, _run_of(options))
+    if options.action == "rename":
+        return commands.rename_run(settings.data_dir, _run_of(options), options.name)
+    return commands.delete_run(settings.data_dir, _run_of(options), options.yes)
+
+
+def _compare(options: argparse.Namespace, settings: Settings) -> Outcome:
+    question = options.question if options.held_out is None else commands.held_out_question(options.held_out)
+    sampling = SamplingConfig.of(settings_given(options, SamplingConfig, "sampling"))
+    return commands.compare(settings.data_dir, _run_of(options), question, options.step, sampling, options.prompt_style)
+
+
+def _export(options: argparse.Namespace, settings: Settings) -> Outcome:
+    return commands.export(settings.data_dir, _run_of(options), options.step, options.merged)

@@ -1,0 +1,214 @@
+"""What the compare tab's events do: ask both sides, stop, choose run and checkpoint, reopen what was saved."""
+
+import secrets
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
+
+from deepdoctor.comparison import Comparison
+from deepdoctor.config import SamplingConfig
+from deepdoctor.engine.protocol import Compare
+from deepdoctor.errors import ConfigError, DeepDoctorError, ProofError, RunError
+from deepdoctor.prompts import render_question, style_named
+from deepdoctor.runs import Run
+from deepdoctor.ui import history, transcript
+from deepdoctor.ui.components import escape, note, user_errors
+from deepdoctor.ui.context import Context
+from deepdoctor.ui.findings import findings
+from deepdoctor.ui.form import Form
+
+FINAL = "final"
+SNAPSHOTS_PER_SECOND = 10
+SHOW_REFERENCE, HIDE_REFERENCE = "Show the reference answer", "Hide the reference answer"
+
+
+def toggle_reference(label: str, comparison: Comparison | None) -> tuple[Any, Any]:
+    """Show the reference answer, or take it away again. Its words reach the page only when they are asked for."""
+    if label != SHOW_REFERENCE or comparison is None:
+        return gr.update(value=SHOW_REFERENCE), gr.update(value="", visible=False)
+    words = note("Written beforehand, not checked by a clinician for this question: a hint, not the truth.")
+    text = f'<section class="dd-card"><h2>Reference answer</h2><p class="dd-prose">{escape(comparison.reference)}</p>{words}</section>'
+    return gr.update(value=HIDE_REFERENCE), gr.update(value=text, visible=True)
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """What the tab's events do. `references` knows the answers of the held-out cases by their questions."""
+
+    context: Context
+    sampling: Form
+    references: dict[str, str]
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        """Changes whenever a run or checkpoint to choose from comes, goes or is renamed, or the engine turns to something else."""
+        state = self.context.engine.state
+        found = [(run.id, run.name, tuple(value for _label, value in step_choices(run))) for run in self.runs()]
+        return (tuple(found), state.phase, state.doing, state.message if state.phase != "ready" else "")
+
+    def runs(self) -> list[Run]:
+        """The runs that have an adapter for the base model in use, newest first."""
+        model = self.context.engine.model.name
+        return [run for run in self.context.runs.list() if run.model.name == model and step_choices(run)]
+
+    def refresh_if_new(self, run: str | None, step: Any, fingerprint: Any) -> Any:
+        """Like `refresh`, but nothing at all while all is as it was."""
+        return gr.skip() if fingerprint == self.fingerprint() else self.refresh(run, step)
+
+    def refresh(self, run: str | None, step: Any) -> tuple[Any, ...]:
+        """Fingerprint, whether there is anything to compare, the choices of run and checkpoint (keeping what is chosen), what goes on."""
+        choices = [(run_label(each), each.id) for each in self.runs()]
+        ids = [value for _label, value in choices]
+        chosen = run if run in ids else (ids[0] if ids else None)
+        steps = step_choices(self.context.runs.get(chosen)) if chosen else []
+        kept = step if chosen == run and step in [value for _label, value in steps] else (steps[0][1] if steps else None)
+        return (
+            self.fingerprint(),
+            gr.update(visible=not ids),
+            gr.update(visible=bool(ids)),
+            gr.update(choices=choices, value=chosen),
+            gr.update(choices=steps, value=kept),
+            gr.update(value=self.busy(), visible=bool(self.busy())),
+        )
+
+    def busy(self) -> str:
+        """What a question asked now would have to wait for, as HTML; "" if for nothing."""
+        state = self.context.engine.state
+        if state.phase in ("starting", "loading"):
+            return note("The model is still loading. You can ask already; the answers begin when it is ready.")
+        if state.phase == "busy":
+            return note(f"The engine is busy: {state.doing or state.message}. A question asked now waits until it is free.")
+        if state.phase in ("failed", "dead"):
+            return note(state.message, "bad")
+        return ""
+
+    @user_errors
+    def steps_of(self, run: str | None) -> Any:
+        """The checkpoints of a run that was just chosen."""
+        steps = step_choices(self.context.runs.get(run)) if run else []
+        return gr.update(choices=steps, value=steps[0][1] if steps else None)
+
+    def request(self, question: str, run: str | None, step: Any, style: str, sampling: tuple[Any, ...]) -> Compare:
+        """The request those inputs make. Raises ConfigError or RunError saying what is missing."""
+        question = (question or "").strip()
+        render_question(question, style_named(style))
+        if not run:
+            raise ConfigError("Choose the run whose adapter is the tuned side.", field="run")
+        checkpoint = None if step in (None, FINAL) else int(step)
+        self.context.runs.get(run).adapter_dir(checkpoint)
+        drawn = self.sampling.read(sampling)
+        assert isinstance(drawn, SamplingConfig)
+        return Compare(question, run, checkpoint, drawn, style, self.references.get(question, ""))
+
+    @user_errors
+    def answers(self, question: str, run: str | None, step: Any, style: str, *sampling: Any) -> Iterator[tuple[Any, ...]]:
+        """Ask both sides. Yields the request's number, both buttons and what `finished_values` gives, at most ten times a second."""
+        request = self.request(question, run, step, style, sampling)
+        name, key = self.context.runs.get(request.run).name, secrets.token_hex(4)
+        number = self.context.engine.compare(request)
+        running = (gr.update(interactive=False), gr.update(interactive=True))
+        idle = (gr.update(interactive=True), gr.update(interactive=False))
+        keep = (gr.skip(),) * 7
+        value = transcript.waiting(key, request.question, "Waiting for the engine")
+        yield number, *running, value, *hidden_values()
+        try:
+            with closing(limited(self.context.engine.follow(number))) as items:
+                for item in items:
+                    if isinstance(item, str):
+                        value = transcript.waiting(key, request.question, item)
+                        yield gr.skip(), *running, value, *keep
+                    elif item.finished:
+                        yield None, *idle, *self.finished_values(item, key, name)
+                    else:
+                        value = transcript.panels(item, key, name)
+                        yield gr.skip(), *running, value, *keep
+        except DeepDoctorError as error:
+            yield None, *idle, transcript.failed(value, str(error), keep=not isinstance(error, ProofError)), *keep
+            raise
+
+    @user_errors
+    def stop(self, number: int | None) -> Any:
+        """Stop the comparison that is being made; what was written stays."""
+        if number is not None:
+            self.context.engine.stop(number)
+        return gr.update(interactive=False)
+
+    def finished_values(self, comparison: Comparison, key: str, run_name: str) -> tuple[Any, ...]:
+        """A finished comparison for all places where it is shown: panels, what stands below them, and the comparison itself."""
+        if comparison.proof:
+            comparison.proof.require()
+        saved = bool(comparison.id)
+        address = f'<a href="{history.link(comparison.id)}">Link to this comparison</a>' if saved else ""
+        return (
+            transcript.panels(comparison, key, run_name),
+            gr.update(visible=True),
+            findings(comparison),
+            address,
+            gr.update(value=downloadable(self.context.comparisons.path(comparison.id)) if saved else None, visible=saved),
+            gr.update(value=SHOW_REFERENCE, visible=bool(comparison.reference)),
+            gr.update(value="", visible=False),
+            comparison,
+        )
+
+    def saved_values(self, comparison_id: str) -> tuple[Any, ...]:
+        """`finished_values` of a saved comparison. Raises RunError if there is none, ProofError if its proof does not hold."""
+        comparison = self.context.comparisons.get(comparison_id)
+        try:
+            name = self.context.runs.get(comparison.run).name
+        except RunError:
+            name = f"{comparison.run} (deleted)"
+        return self.finished_values(comparison, comparison.id, name)
+
+    @user_errors
+    def reopen(self, event: gr.EventData) -> Any:
+        """Show the comparison that was clicked in the history."""
+        return self.saved_values(str(event.comparison))
+
+    @user_errors
+    def open_linked(self, request: gr.Request) -> Any:
+        """Show the comparison that the page's address names, if it names one."""
+        linked = request.query_params.get("comparison")
+        return self.saved_values(linked) if linked else gr.skip()
+
+
+def downloadable(file: Path) -> str:
+    """Where the page may fetch a copy of a file: Gradio serves nothing from a data folder that lies outside the working directory."""
+    return save_file_to_cache(file, get_upload_folder())
+
+
+def hidden_values() -> tuple[Any, ...]:
+    """What `Shown.finished` holds beside the panels while nothing is finished."""
+    hidden = gr.update(visible=False)
+    return hidden, "", "", gr.update(value=None), hidden, gr.update(value="", visible=False), None
+
+
+def run_label(run: Run) -> str:
+    """How a run is called in the choice of the tuned side."""
+    status = run.status
+    return f"{run.name} · {status['state']} at step {status.get('step', 0)}"
+
+
+def step_choices(run: Run) -> list[tuple[str, Any]]:
+    """What of a run can be the tuned side: its final adapter and its checkpoints, newest first; [] if it has none yet."""
+    final = [("Final adapter", FINAL)] if (run.path / "adapter" / "complete.json").exists() else []
+    return [*final, *((f"Step {step}", step) for step in reversed(run.checkpoints()))]
+
+
+def limited(items: Iterator[Comparison | str]) -> Generator[Comparison | str, None, None]:
+    """The items without the snapshots that come sooner than a tenth of a second after the one before; closes `items` when closed."""
+    shown = 0.0
+    try:
+        for item in items:
+            if isinstance(item, str) or item.finished or time.monotonic() - shown >= 1 / SNAPSHOTS_PER_SECOND:
+                shown = time.monotonic()
+                yield item
+    finally:
+        close = getattr(items, "close", None)
+        if close:
+            close()

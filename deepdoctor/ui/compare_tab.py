@@ -1,0 +1,147 @@
+"""The compare tab: ask a question, see base and tuned answer side by side, and what changed, with the proof that base was base."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from deepdoctor.config import SamplingConfig
+from deepdoctor.dataset import HeldOutCase, held_out_examples
+from deepdoctor.prompts import ARTICLE, STYLES
+from deepdoctor.ui import history, transcript
+from deepdoctor.ui.compare_events import SHOW_REFERENCE, Handlers, toggle_reference
+from deepdoctor.ui.components import empty_state
+from deepdoctor.ui.context import Context
+from deepdoctor.ui.form import Form, build_form
+
+REFRESH_SECONDS = 3
+NO_RUN_TITLE = "There is no fine-tuned run to compare yet"
+NO_RUN = (
+    "Open the Train tab, leave the preset on Quick and press Start. It takes about two minutes on a laptop; "
+    "when it ends, come back here and ask both sides the same question."
+)
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """The inputs of a question."""
+
+    empty: gr.Column
+    form: gr.Column
+    question: gr.Textbox
+    case: gr.Dropdown
+    run: gr.Dropdown
+    step: gr.Dropdown
+    style: gr.Dropdown
+    sampling: Form
+    compare: gr.Button
+    stop: gr.Button
+    busy: gr.HTML
+    to_train: gr.Button
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What `answers` reads, in its order."""
+        return [self.question, self.run, self.step, self.style, *self.sampling.inputs]
+
+    @property
+    def refreshed(self) -> list[Any]:
+        """What `refresh` writes, after the fingerprint, in its order."""
+        return [self.empty, self.form, self.run, self.step, self.busy]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Where a comparison is shown. `comparison` holds the finished one, `number` the one that is being made."""
+
+    pair: gr.HTML
+    after: gr.Column
+    findings: gr.HTML
+    link: gr.HTML
+    download: gr.DownloadButton
+    reference_button: gr.Button
+    reference: gr.HTML
+    history: gr.HTML
+    comparison: gr.State
+    number: gr.State
+
+    @property
+    def finished(self) -> list[Any]:
+        """What `finished_values` fills, in its order."""
+        return [self.pair, self.after, self.findings, self.link, self.download, self.reference_button, self.reference, self.comparison]
+
+
+def build(context: Context, dataset: gr.State, tab: gr.Tab) -> tuple[Callable[..., Any], list[Any]]:  # noqa: ARG001 - all tabs are built alike
+    """Make the tab inside the current `gr.Tab`. Returns the loader that opens `/?comparison=ID`, and its outputs."""
+    cases = held_out_examples()
+    ask = _build_ask(cases)
+    shown = _build_shown(context)
+    fingerprint = gr.State(None)
+    handlers = Handlers(context, ask.sampling, {case.example.question: case.example.response for case in cases})
+    _wire_asking(handlers, ask, shown)
+    _wire_reading(handlers, shown)
+    ask.case.input(lambda question: question or gr.skip(), [ask.case], [ask.question], **QUIET)
+    ask.run.input(handlers.steps_of, [ask.run], [ask.step], **QUIET)
+    ask.to_train.click(lambda: gr.Tabs(selected="train"), None, tab.parent, **QUIET)
+    refreshed = [fingerprint, *ask.refreshed]
+    tab.select(handlers.refresh, [ask.run, ask.step], refreshed, **QUIET)
+    tab.select(partial(history.saved, context), None, [shown.history], **QUIET)
+    gr.Timer(REFRESH_SECONDS).tick(handlers.refresh_if_new, [ask.run, ask.step, fingerprint], refreshed, **QUIET)
+    return handlers.open_linked, shown.finished
+
+
+def _build_ask(cases: list[HeldOutCase]) -> Ask:
+    with gr.Column(visible=True) as empty:
+        gr.HTML(empty_state(NO_RUN_TITLE, NO_RUN), apply_default_css=False)
+        to_train = gr.Button("Go to Train", elem_classes=["dd-go"], min_width=120)
+    with gr.Column(visible=False, elem_id="dd-ask") as form:
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=320):
+                question = gr.Textbox(
+                    label="Question", lines=6, max_lines=12, placeholder="Write a clinical question, or pick a held-out case below."
+                )
+                choices = [(f"{case.specialty}: {case.condition}, {case.asked}", case.example.question) for case in cases]
+                case = gr.Dropdown(choices, value=None, label="Or pick a held-out case (type to search)")
+            with gr.Column(scale=2, min_width=300):
+                run = gr.Dropdown([], label="Run on the tuned side", filterable=False)
+                step = gr.Dropdown([], label="Checkpoint", filterable=False)
+                styles = [(style.label, name) for name, style in STYLES.items()]
+                style = gr.Dropdown(styles, value=ARTICLE.name, label="Prompt style, for both sides", filterable=False)
+        sampling = build_form(SamplingConfig())
+        busy = gr.HTML("", visible=False, apply_default_css=False)
+        with gr.Row(elem_id="dd-ask-buttons"):
+            compare = gr.Button("Compare", variant="primary", elem_id="dd-compare", scale=0, min_width=160)
+            stop = gr.Button("Stop", interactive=False, elem_id="dd-stop", scale=0, min_width=120)
+    return Ask(empty, form, question, case, run, step, style, sampling, compare, stop, busy, to_train)
+
+
+def _build_shown(context: Context) -> Shown:
+    pair = transcript.pair()
+    with gr.Column(visible=False, elem_id="dd-after") as after:
+        with gr.Row(elem_id="dd-after-buttons"):
+            reference_button = gr.Button(SHOW_REFERENCE, visible=False, scale=0, min_width=270, elem_id="dd-reference-button")
+            download = gr.DownloadButton("Download JSON", scale=0, min_width=160, elem_id="dd-download")
+            link = gr.HTML("", apply_default_css=False, elem_id="dd-link")
+        reference = gr.HTML("", visible=False, apply_default_css=False, elem_id="dd-reference")
+        below = gr.HTML("", apply_default_css=False, elem_id="dd-findings")
+    listing = history.listing()
+    listing.value = history.saved(context)
+    comparison, number = gr.State(None), gr.State(None)
+    return Shown(pair, after, below, link, download, reference_button, reference, listing, comparison, number)
+
+
+def _wire_asking(handlers: Handlers, ask: Ask, shown: Shown) -> None:
+    outputs = [shown.number, ask.compare, ask.stop, *shown.finished]
+    event = ask.compare.click(handlers.answers, ask.inputs, outputs, **QUIET)
+    event.then(partial(history.saved, handlers.context), None, [shown.history], **QUIET)
+    ask.stop.click(handlers.stop, [shown.number], [ask.stop], queue=False, **QUIET)
+
+
+def _wire_reading(handlers: Handlers, shown: Shown) -> None:
+    shown.history.click(handlers.reopen, None, shown.finished, **QUIET)
+    shown.reference_button.click(
+        toggle_reference, [shown.reference_button, shown.comparison], [shown.reference_button, shown.reference], **QUIET
+    )

@@ -1,0 +1,111 @@
+"""Small parts that every tab uses: text made safe for the page, stat rows, badges, empty states, and errors told to the user."""
+
+import functools
+import html
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+
+from deepdoctor.errors import DeepDoctorError
+
+BOLD = re.compile(r"\*\*(\S(?:[^*\n]*\S)?)\*\*")
+BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+(.*)$")
+NUMBERED = re.compile(r"^\s*\d{1,2}[.)]\s+")
+
+
+def escape(text: object) -> str:
+    """Any text as HTML that shows exactly that text: no markup, no attribute, no `${…}` or `{{…}}` template survives."""
+    return html.escape(str(text)).replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;").replace("`", "&#96;")
+
+
+def render_answer(text: str) -> str:
+    """An answer as HTML: everything escaped, then only **bold**, paragraphs and list lines are recognised."""
+    blocks: list[str] = []
+    items: list[str] = []
+    kind = ""
+    for line in text.strip().split("\n"):
+        bullet = BULLET.match(line)
+        wanted = ("ol" if NUMBERED.match(line) else "ul") if bullet else ""
+        if items and wanted != kind:
+            blocks.append(f"<{kind}>{''.join(items)}</{kind}>")
+            items = []
+        kind = wanted
+        if bullet:
+            items.append(f"<li{_start(line)}>{_inline(bullet.group(1))}</li>")
+        elif line.strip():
+            blocks.append(f"<p>{_inline(line.strip())}</p>")
+    if items:
+        blocks.append(f"<{kind}>{''.join(items)}</{kind}>")
+    return "".join(blocks)
+
+
+def _start(line: str) -> str:
+    number = NUMBERED.match(line)
+    return f' value="{int(re.sub(r"[^0-9]", "", number.group()))}"' if number else ""
+
+
+def _inline(line: str) -> str:
+    return BOLD.sub(r"<strong>\1</strong>", escape(line))
+
+
+def badge(text: str, kind: str = "") -> str:
+    """A small labelled mark. kind: "", "seen", "near-seen", "unseen", "ok", "warn" or "bad"."""
+    return f'<span class="dd-badge {escape(kind)}">{escape(text)}</span>'
+
+
+def number(value: float) -> str:
+    """A count for reading: thousands separated, and as few decimals as tell it."""
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def stats(pairs: Iterable[tuple[object, str]]) -> str:
+    """A row of (number or word, label), as a description list."""
+    cells = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(_shown(value))}</dd></div>" for value, label in pairs)
+    return f'<dl class="dd-stats">{cells}</dl>'
+
+
+def _shown(value: object) -> str:
+    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def empty_state(title: str, text: str) -> str:
+    """What a panel shows before there is anything to show: what will be here, and how to get it."""
+    return f'<div class="dd-empty"><p class="dd-empty-title">{escape(title)}</p><p>{escape(text)}</p></div>'
+
+
+def note(text: str, kind: str = "") -> str:
+    """A sentence set apart. kind: "", "warn", "bad" or "ok"."""
+    return f'<p class="dd-note {escape(kind)}">{escape(text)}</p>'
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except DeepDoctorError as error:
+        raise gr.Error(escape(error), title="That did not work", duration=12, print_exception=False) from error
+
+
+def user_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate an event handler, plain or generator: a DeepDoctorError becomes a message on the page. Other errors stay errors."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def generator(*args: Any, **named: Any) -> Iterator[Any]:
+            with _told():
+                yield from handler(*args, **named)
+
+        return generator
+
+    @functools.wraps(handler)
+    def plain(*args: Any, **named: Any) -> Any:
+        with _told():
+            return handler(*args, **named)
+
+    return plain

@@ -1,0 +1,92 @@
+"""What stands below a finished comparison: what changed in numbers, how well training knew the question, and the proof. Plain HTML."""
+
+from typing import Any
+
+from deepdoctor.comparison import Comparison, Proof, changes
+from deepdoctor.ui.components import badge, escape, note, number
+
+MEASURES = {
+    "reasoning_tokens": "Reasoning, tokens",
+    "response_tokens": "Answer, tokens",
+    "response_words": "Answer, words",
+    "bullets": "Bullets",
+    "headings": "Headings",
+    "paragraphs": "Paragraphs",
+}
+GRADES = {
+    "seen": "The run was trained on this very question. Its answer shows memory, not skill.",
+    "near-seen": "The run was trained on a question much like this one. Read its answer with that in mind.",
+    "unseen": "No training question of the run is much like this one.",
+}
+
+
+def findings(comparison: Comparison) -> str:
+    """All that is known about a finished comparison, as HTML; every text in it is escaped."""
+    left = changes_table(comparison) + seen_card(comparison.seen)
+    return f'<div class="dd-findings"><div>{left}</div><div>{proof_card(comparison.proof, comparison.sampling.seed)}</div></div>'
+
+
+def changes_table(comparison: Comparison) -> str:
+    """The measures of both sides and what became of them, as a card with a table."""
+    rows = []
+    for name, both in changes(comparison.base, comparison.tuned).items():
+        base, tuned = both["base"], both["tuned"]
+        cells = "".join(f'<td class="num">{text}</td>' for text in (number(base), number(tuned), _difference(base, tuned)))
+        rows.append(f'<tr><th scope="row">{escape(MEASURES[name])}</th>{cells}</tr>')
+    heads = "".join(f'<th scope="col" class="num">{head}</th>' for head in ("Base", "Tuned", "Change"))
+    table = f'<table class="dd-table"><thead><tr><th scope="col">Measure</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    words = '<p class="dd-muted">Style in numbers. They say how the answer is written, not whether it is right.</p>'
+    return f'<section class="dd-card"><h2>What changed</h2>{words}<div class="dd-scroll" tabindex="0">{table}</div></section>'
+
+
+def _difference(base: int, tuned: int) -> str:
+    if base == tuned:
+        return "same"
+    sign = "+" if tuned > base else "−"
+    share = f" ({sign}{abs(tuned - base) / base:.0%})" if base else ""
+    return f"{sign}{number(abs(tuned - base))}{share}"
+
+
+def seen_card(seen: dict[str, Any]) -> str:
+    """The badge seen, near-seen or unseen with its meaning and the nearest training question; "" where it was not looked up."""
+    grade = str(seen.get("grade", ""))
+    if grade not in GRADES:
+        return ""
+    nearest = ""
+    if seen.get("question"):
+        where = f"Nearest training question (row {escape(seen.get('row'))}, similarity {float(seen.get('similarity', 0)):.0%})"
+        nearest = f'<p class="dd-muted">{where}:</p><blockquote>{escape(seen["question"])}</blockquote>'
+    heading = f"<h2>Was it in the training rows? {badge(grade.capitalize(), grade)}</h2>"
+    return f'<section class="dd-card">{heading}<p>{escape(GRADES[grade])}</p>{nearest}</section>'
+
+
+def proof_card(proof: Proof | None, seed: int) -> str:
+    """What shows that base was base and tuned was tuned, each in one plain sentence."""
+    if proof is None:
+        return f'<section class="dd-card dd-proof"><h2>Proof</h2>{note("This comparison carries no proof.", "bad")}</section>'
+    allowed = f"{proof.tolerance:.1g}"
+    unchanged = proof.base_hash == proof.base_hash_at_load
+    same = "the same now as when they were loaded" if unchanged else "no longer what was loaded"
+    apart = proof.effect > proof.tolerance
+    lines = [
+        ("Base is base", f"{proof.base_difference:.1e}", f"Largest logit gap to the plain model without adapter; {allowed} is allowed."),
+        ("Tuned is tuned", f"{proof.tuned_difference:.1e}", f"Largest logit gap to the model with the adapter on; {allowed} is allowed."),
+        (
+            "They differ",
+            f"{proof.effect:.2g}",
+            f"Largest logit gap between the two sides; the adapter {'works' if apart else 'changes nothing'}.",
+        ),
+        ("Base weights", _hash(proof.base_hash), f"Fingerprint of the base weights: {same}."),
+        ("Adapter", _hash(proof.adapter_hash), "Fingerprint of the adapter that made the tuned side."),
+        ("Prompt", _hash(proof.prompt_hash), "Fingerprint of the exact prompt; both sides read the same one."),
+        ("Seed", escape(seed), "The same seed, settings and weights give the same two texts again on this machine."),
+    ]
+    rows = "".join(f"<div><dt>{name}</dt><dd><span>{value}</span>{escape(words)}</dd></div>" for name, value, words in lines)
+    problems = proof.problems()
+    state = badge("Does not hold", "bad") if problems else badge("Holds", "ok")
+    wrong = "".join(note(problem.capitalize() + ".", "bad") for problem in problems)
+    return f'<section class="dd-card dd-proof"><h2>Proof {state}</h2>{wrong}<dl>{rows}</dl></section>'
+
+
+def _hash(value: str) -> str:
+    return f'<code title="{escape(value)}">{escape(value[:12])}</code>'

@@ -1,0 +1,49 @@
+"""The list of saved comparisons: each a link that opens it, in place on a plain click, in a tab of its own otherwise."""
+
+import time
+
+import gradio as gr
+
+from deepdoctor.comparison import Comparison
+from deepdoctor.ui.components import badge, escape
+from deepdoctor.ui.context import Context
+
+MOST = 30
+_HEADING = "<h2>Earlier comparisons</h2>"
+_CLICK = """
+element.addEventListener("click", (event) => {
+  const link = event.target.closest("a[data-comparison]");
+  if (!link || event.metaKey || event.ctrlKey || event.shiftKey || event.button) return;
+  event.preventDefault();
+  trigger("click", { comparison: link.dataset.comparison });
+});
+"""
+
+
+def listing() -> gr.HTML:
+    """The component; its value is made by `saved`. Its click event carries the comparison's id as `comparison`."""
+    return gr.HTML("", js_on_load=_CLICK, apply_default_css=False, elem_id="dd-history")
+
+
+def saved(context: Context) -> str:
+    """The newest saved comparisons as HTML, or a sentence that there are none."""
+    found = context.comparisons.list(MOST)
+    if not found:
+        return f'{_HEADING}<p class="dd-muted">Finished comparisons are kept here. None yet.</p>'
+    names = {run.id: run.name for run in context.runs.list()}
+    return f'{_HEADING}<ul class="dd-history">{"".join(_entry(comparison, names) for comparison in found)}</ul>'
+
+
+def link(comparison_id: str) -> str:
+    """The address, within this app, that opens a saved comparison."""
+    return f"?comparison={escape(comparison_id)}"
+
+
+def _entry(comparison: Comparison, names: dict[str, str]) -> str:
+    made = time.strftime("%d %b %Y, %H:%M", time.localtime(comparison.created))
+    step = "final" if comparison.step is None else f"checkpoint {comparison.step}"
+    where = f"{made} · {names.get(comparison.run, comparison.run)}, {step} · seed {comparison.sampling.seed}"
+    grade = str(comparison.seen.get("grade", ""))
+    mark = badge(grade.capitalize(), grade) if grade else ""
+    words = f'<span class="dd-history-question">{escape(comparison.question)}</span><span class="dd-muted">{escape(where)} {mark}</span>'
+    return f'<li><a href="{link(comparison.id)}" data-comparison="{escape(comparison.id)}">{words}</a></li>'

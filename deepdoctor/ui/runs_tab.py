@@ -1,0 +1,115 @@
+"""The runs tab: every run there was, one opened, several laid over each other, and what can be done with them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from deepdoctor.ui.context import Context
+from deepdoctor.ui.runs_events import RunsEvents
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# names open, ticks compare; the focus stays where it was when the list is drawn anew
+ON_CLICK = """
+let held = null;
+element.addEventListener('click', (event) => {
+  const opened = event.target.closest('button[data-run]');
+  if (opened) trigger('select', {open: opened.dataset.run});
+});
+element.addEventListener('change', () => {
+  const chosen = [...element.querySelectorAll('input[data-run]:checked')].map((box) => box.dataset.run);
+  trigger('select', {compare: chosen});
+});
+element.addEventListener('focusin', (event) => { held = [event.target.tagName, event.target.dataset.run]; });
+element.addEventListener('focusout', (event) => { if (event.relatedTarget) held = null; });
+document.addEventListener('pointerdown', (event) => { if (!element.contains(event.target)) held = null; });
+watch('value', () => {
+  if (!held) return;
+  const again = [...element.querySelectorAll('[data-run]')].find((one) => one.tagName === held[0] && one.dataset.run === held[1]);
+  if (again) again.focus({preventScroll: true});
+});
+"""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The tab's components."""
+
+    table: gr.HTML
+    overlay: gr.HTML
+    opened: gr.Column
+    shown: gr.HTML
+    settings: gr.HTML
+    log: gr.HTML
+    name: gr.Textbox
+    rename: gr.Button
+    resume: gr.Button
+    delete: gr.Button
+    question: gr.Column
+    asked: gr.HTML
+    really: gr.Button
+    keep: gr.Button
+    merged: gr.Checkbox
+    export: gr.Button
+    told: gr.HTML
+    download: gr.DownloadButton
+
+
+def build(context: Context, dataset: gr.State, tab: gr.Tab) -> None:
+    """Lay out the tab and wire it. What a viewer has open and ticked is {"open": run id, "compare": [run ids]}."""
+    del dataset  # the signature is every tab's
+    events = RunsEvents(context)
+    chosen = gr.State({"open": "", "compare": []})
+    seen = gr.State(())
+    parts = _layout()
+    drawn = [parts.table, parts.overlay, parts.opened, parts.shown, parts.settings, parts.log, parts.resume, parts.delete, seen]
+    gr.on([tab.select, gr.Timer(3).tick], events.refresh, [chosen, seen], drawn, concurrency_limit=None, **QUIET)
+    picked = parts.table.select(events.pick, [chosen], [chosen, parts.name, parts.question, parts.told, parts.download], **QUIET)
+    picked.success(events.refresh, [chosen, seen], drawn, **QUIET)
+    _wire_actions(events, parts, [chosen, seen], drawn)
+
+
+def _layout() -> _Parts:
+    with gr.Column(elem_classes="dd-card"):
+        table = _html("", js_on_load=ON_CLICK, elem_id="dd-runs")
+    overlay = _html("", elem_id="dd-overlay")
+    with gr.Column(elem_classes="dd-card dd-run-open", visible=False) as opened:
+        shown = _html("")
+        with gr.Accordion("Settings", open=False):
+            settings = _html("")
+        with gr.Accordion("Log", open=False):
+            log = _html("")
+        with gr.Row(equal_height=True, elem_classes="dd-start"):
+            name = gr.Textbox(label="Name", max_length=80, scale=3, min_width=180)
+            rename = gr.Button("Rename", scale=1, min_width=100)
+        merged = gr.Checkbox(value=True, label="Export the merged model too", info="Base and adapter as one; as large as the base model")
+        with gr.Row(elem_classes="dd-run-buttons"):
+            export = gr.Button("Export", size="sm", min_width=100)
+            resume = gr.Button("Resume", size="sm", min_width=100)
+            delete = gr.Button("Delete", variant="stop", size="sm", min_width=100)
+        with gr.Column(visible=False) as question:
+            asked = _html("")
+            with gr.Row(elem_classes="dd-run-buttons"):
+                really = gr.Button("Delete for good", variant="stop", size="sm", min_width=130)
+                keep = gr.Button("Keep it", size="sm", min_width=130)
+        told = _html("")
+        download = gr.DownloadButton("Download the adapter (zip)", size="sm", visible=False)
+    actions = (name, rename, resume, delete, question, asked, really, keep, merged, export, told, download)
+    return _Parts(table, overlay, opened, shown, settings, log, *actions)
+
+
+def _wire_actions(events: RunsEvents, parts: _Parts, viewed: list[gr.State], drawn: list[Any]) -> None:
+    chosen = viewed[0]
+    renamed = parts.rename.click(events.rename, [chosen, parts.name], [parts.told], **QUIET)
+    renamed.success(events.refresh, viewed, drawn, **QUIET)
+    resumed = parts.resume.click(events.resume, [chosen], [parts.told], concurrency_limit=1, concurrency_id="start", **QUIET)
+    resumed.success(events.refresh, viewed, drawn, **QUIET)
+    parts.delete.click(events.ask_to_delete, [chosen], [parts.question, parts.asked], **QUIET)
+    parts.keep.click(events.keep, None, [parts.question], **QUIET)
+    deleted = parts.really.click(events.delete, [chosen], [chosen, parts.question], **QUIET)
+    deleted.success(events.refresh, viewed, drawn, **QUIET)
+    parts.export.click(events.export, [chosen, parts.merged], [parts.told, parts.download], **QUIET)
+
+
+def _html(value: str, **options: Any) -> gr.HTML:
+    return gr.HTML(value, apply_default_css=False, **{"js_on_load": None, **options})

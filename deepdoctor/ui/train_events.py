@@ -1,0 +1,220 @@
+"""What happens on the train tab: recipes chosen, saved and loaded, runs planned, started, stopped and resumed, and the live view drawn."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import gradio as gr
+
+from deepdoctor.checks import check
+from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, preset
+from deepdoctor.dataset import held_out_examples, split
+from deepdoctor.engine.protocol import ModelInfo
+from deepdoctor.errors import ConfigError, DatasetError, EngineError, RunError
+from deepdoctor.plan import plan
+from deepdoctor.prompts import style_named
+from deepdoctor.runs import RESUMABLE, Run
+from deepdoctor.ui import run_view
+from deepdoctor.ui.components import empty_state, note, user_errors
+from deepdoctor.ui.context import Context
+from deepdoctor.ui.form import Form, problems_of
+from deepdoctor.ui.loaded import Loaded, Recent
+
+NOTHING_SEEN: tuple[Any, ...] = ()
+OWN = "own"
+PRESET_LABELS = {"article": "Article", "quick": "Quick", "full_epoch": "Full epoch"}
+PRESET_WORDS = {
+    "article": "The source article's exact recipe: 60 steps of 8 rows, rank 16, over the whole text.",
+    "quick": "For the embedded model on a CPU: done within two minutes, evaluation and probe answers included.",
+    "full_epoch": "The article's recipe over every row once; hours on a small GPU.",
+    OWN: "Loaded from a file.",
+}
+
+
+class TrainEvents:
+    """Handlers of the train tab. Everything they know is on disk, in the engine client, or handed to them."""
+
+    def __init__(self, context: Context, loaded: Loaded, form: Form) -> None:
+        self.context, self.loaded, self.form = context, loaded, form
+        self._reports = Recent(8)
+
+    # Recipe
+
+    def use_preset(self, name: str | None) -> list[Any]:
+        """Outputs: description, problems, then the form's inputs."""
+        if name not in PRESETS:
+            return [gr.skip()] * (2 + len(self.form.inputs))
+        return [_described(name), {}, *self.form.show(preset(name))]
+
+    @user_errors
+    def config_text(self, name: str | None, *values: Any) -> str:
+        """The form as a configuration file's text. Tells the user what is wrong with it instead, if something is."""
+        return self._config(name, values).to_json()
+
+    def load_config(self, file: str | None) -> list[Any]:
+        """Outputs: notice, preset, description, problems, then the form's inputs. A file that is refused changes nothing but the notice."""
+        if not file:
+            return [gr.skip()] * (4 + len(self.form.inputs))
+        try:
+            config = FinetuneConfig.read(Path(file))
+        except ConfigError as error:
+            return [note(str(error), "bad"), *[gr.skip()] * (3 + len(self.form.inputs))]
+        name = config.preset if config.preset in PRESETS else None
+        loaded = note(f"Loaded {Path(file).name}.", "ok")
+        return [loaded, gr.update(value=name), _described(name or OWN), {}, *self.form.show(config)]
+
+    def _config(self, name: str | None, values: tuple[Any, ...]) -> FinetuneConfig:
+        return cast(FinetuneConfig, self.form.read(values, {"preset": name or OWN}))
+
+    def _problems(self, values: tuple[Any, ...]) -> dict[str, str]:
+        given = self.form.given(values)
+        problems = problems_of(FinetuneConfig, given)
+        if given.get("wandb") == "online" and not os.environ.get("WANDB_API_KEY"):
+            problems.setdefault("wandb", "Online needs WANDB_API_KEY in the environment of the app; offline works without.")
+        return problems
+
+    # Plan and start
+
+    def review(self, dataset: dict[str, Any], name: str | None, before: Mapping[str, str], *values: Any) -> list[Any]:
+        """Outputs: plan, problems, then the form's inputs with what is wrong told at each."""
+        problems = self._problems(values)
+        if problems:
+            words = note(_count(problems), "bad")
+        elif (model := self.context.engine.state.model) is None:
+            words = empty_state("The model is still loading", "What the run will take is shown as soon as it is there.")
+        else:
+            words = self._planned(self._config(name, values), model, dataset)
+        return [words, problems, *self.form.tell(problems, before)]
+
+    def _planned(self, config: FinetuneConfig, model: ModelInfo, dataset: dict[str, Any]) -> str:
+        try:
+            rows, lengths = self._lengths(config, model, DatasetConfig.of(dataset))
+            found = plan(config, model, lengths)
+        except (DatasetError, ConfigError) as error:
+            return note(str(error), "warn")
+        return run_view.plan_stats(found, rows - found.rows)
+
+    def _lengths(self, config: FinetuneConfig, model: ModelInfo, dataset: DatasetConfig) -> tuple[int, list[int]]:
+        """(rows before checks, tokens of each row that will be trained on), as the engine will find them."""
+        limit = min(config.max_seq_length, model.max_length)
+        key = (dataset.to_json(), config.prompt_style, limit, config.held_out_rows, config.seed, model.tokenizer_file)
+
+        def make() -> tuple[int, list[int]]:
+            examples = self.loaded.table(dataset).examples
+            if dataset.source == "bundled":
+                held_out = [case.example for case in held_out_examples()][: config.held_out_rows]
+            else:
+                examples, held_out = split(examples, config.held_out_rows, config.seed)
+            tokenizer = self.loaded.tokenizer(model.tokenizer_file)
+            report = check(examples, tokenizer, model.eos, style_named(config.prompt_style), limit, held_out)
+            return len(examples), [report.lengths["total"][index] for index in report.kept]
+
+        return self._reports.get(key, make)
+
+    @user_errors
+    def start(self, dataset: dict[str, Any], preset_name: str | None, run_name: str, *values: Any) -> list[Any]:
+        """Make a run and hand it to the engine. Outputs: notice, then the form's inputs. Raises what keeps it from starting."""
+        if problems := self._problems(values):
+            return [note(f"Not started. {_count(problems)}", "bad"), *self.form.tell(problems, {})]
+        self._must_be_free()
+        model = self.context.engine.state.model
+        if model is None:
+            raise EngineError("The model is not loaded yet; start again when the line at the top says Ready.")
+        config, rows = self._config(preset_name, values), DatasetConfig.of(dataset)
+        plan(config, model, self._lengths(config, model, rows)[1])
+        run = self.context.runs.create(self.context.engine.model, rows, config, run_name)
+        self.context.engine.finetune(run.id)
+        return [note(f"Started {run.name}.", "ok"), *[gr.skip()] * len(self.form.inputs)]
+
+    def _must_be_free(self) -> None:
+        if active := self.context.runs.active():
+            raise RunError(f"Run {active.name} is training already. Stop it first, or wait for it to end.")
+
+    @user_errors
+    def stop(self) -> str:
+        """Ask the engine to stop and save. Output: notice."""
+        active = self.context.runs.active()
+        if active is None:
+            raise RunError("No run is training.")
+        self.context.engine.stop_training()
+        return note(f"Stopping {active.name} after this step; a checkpoint is saved.")
+
+    @user_errors
+    def resume(self, seen: tuple[Any, ...]) -> str:
+        """Continue the run that is shown. Output: notice."""
+        if not seen:
+            raise RunError("There is no run to resume.")
+        return resume_run(self.context, seen[0])
+
+    # Live view
+
+    def shown_run(self) -> Run | None:
+        """The run that trains or waits, else the newest."""
+        return self.context.runs.active() or next(iter(self.context.runs.list()), None)
+
+    def tick(self, seen: tuple[Any, ...], smoothing: str, at: float) -> Any:
+        """`draw`, or nothing if this viewer has seen all there is. `seen` is (run id, fingerprint, number of probed steps)."""
+        run = self.shown_run()
+        if (run is None and not seen) or (run is not None and seen and (run.id, run.fingerprint()) == tuple(seen[:2])):
+            return gr.skip()
+        return self.draw(seen, smoothing, at)
+
+    def draw(self, seen: tuple[Any, ...], smoothing: str, at: float) -> list[Any]:
+        """Outputs: progress, stop, resume, curves, slider over probed steps, probe answers, log, seen."""
+        run = self.shown_run()
+        if run is None:
+            hidden = gr.update(visible=False)
+            return [run_view.no_run(), hidden, hidden, "", hidden, run_view.probes([], 0), "", NOTHING_SEEN]
+        now = (run.id, run.fingerprint())
+        rows, answers, status = run.curve(), run.probes(), run.status
+        steps = run_view.probe_steps(answers)
+        count = len(steps)
+        known = seen[2] if seen and seen[0] == run.id else 0
+        follows = not known or at >= known
+        index = count if follows else min(int(at), count)
+        words = f"Asked at steps {', '.join(map(str, steps))}" if count <= 16 else f"Asked {count} times, from step 0 to {steps[-1]}"
+        slider = gr.update(maximum=max(count, 2), value=max(index, 1), visible=count > 1, info=words) if count != known else gr.skip()
+        return [
+            run_view.progress(run, rows),
+            gr.update(visible=status["state"] in ("queued", "running")),
+            gr.update(visible=status["state"] in RESUMABLE),
+            run_view.curves(rows, smoothing, int(status.get("steps") or 0)),
+            slider,
+            run_view.probes(answers, index - 1),
+            run_view.log_tail(run),
+            (*now, count),
+        ]
+
+    def step_through(self, seen: tuple[Any, ...], at: float) -> str:
+        """Probe answers at the slider's place (from 1)."""
+        return run_view.probes(self.context.runs.get(seen[0]).probes(), int(at) - 1) if seen else ""
+
+    def model_known(self, known: str) -> Any:
+        """Which model is loaded, or nothing if this viewer knows."""
+        model = self.context.engine.state.model
+        now = model.base_hash if model else ""
+        return gr.skip() if now == known else now
+
+
+def resume_run(context: Context, run_id: str) -> str:
+    """Continue a stopped, interrupted or failed run; returns a notice. Raises RunError or EngineError saying why it cannot be."""
+    run = context.runs.get(run_id)
+    if active := context.runs.active():
+        raise RunError(f"Run {active.name} is training already. Stop it first, or wait for it to end.")
+    if run.state not in RESUMABLE:
+        raise RunError(f"Run {run.name} is {run.state}; only stopped, interrupted or failed runs can be resumed.")
+    context.engine.finetune(run.id, resume=True)
+    return note(f"Resuming {run.name} from step {max(run.checkpoints(), default=0)}.", "ok")
+
+
+def _described(name: str) -> str:
+    return f'<p class="dd-muted">{PRESET_WORDS[name]}</p>'
+
+
+def _count(problems: Mapping[str, str]) -> str:
+    if loose := problems.get(""):
+        return loose
+    number = "One setting needs" if len(problems) == 1 else f"{len(problems)} settings need"
+    titles = ", ".join(str(FinetuneConfig.model_fields[name].title) for name in problems)
+    return f"{number} attention: {titles}."

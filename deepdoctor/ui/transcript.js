@@ -1,0 +1,79 @@
+// Keeps the two panels of a comparison in step with the component's value. Texts are set as text; the answer alone arrives as HTML
+// that the page has escaped. Folds keep the reader's choice, scrolling up in a thought included; nothing is redrawn that has not changed.
+const SIDES = ["base", "tuned"];
+const part = (side, name) => element.querySelector(`[data-side="${side}"] [data-part="${name}"]`);
+const choices = { base: null, tuned: null };
+const follows = { base: true, tuned: true };
+let shownKey = null;
+
+function setText(node, text) {
+  const old = node.textContent;
+  if (old === text) return;
+  const only = node.childNodes.length === 1 && node.firstChild.nodeType === Node.TEXT_NODE;
+  if (only && text.startsWith(old)) node.firstChild.appendData(text.slice(old.length));
+  else node.textContent = text;
+}
+
+function setAnswer(node, markup) {
+  const wanted = document.createElement("template");
+  wanted.innerHTML = markup;
+  const blocks = Array.from(wanted.content.childNodes);
+  blocks.forEach((block, index) => {
+    const old = node.childNodes[index];
+    if (!old) node.appendChild(block);
+    else if (!old.isEqualNode(block)) node.replaceChild(block, old);
+  });
+  while (node.childNodes.length > blocks.length) node.lastChild.remove();
+}
+
+function fold(side, open) {
+  part(side, "fold").setAttribute("aria-expanded", String(open));
+  part(side, "reasoning").hidden = !open;
+}
+
+function showSide(side, values) {
+  const reasoning = part(side, "reasoning");
+  for (const name of ["source", "status", "said", "length", "note"]) setText(part(side, name), values[name]);
+  part(side, "note").hidden = !values.note;
+  part(side, "note").className = `dd-note ${values.note_kind}`;
+  part(side, "fold").hidden = !values.reasoning;
+  element.querySelector(`[data-side="${side}"]`).dataset.phase = values.phase;
+  setText(reasoning, values.reasoning);
+  setAnswer(part(side, "answer"), values.answer);
+  const reading = !reasoning.hidden && !follows[side];
+  const open = Boolean(values.reasoning) && (choices[side] ?? (values.open || reading));
+  fold(side, open);
+  if (open && values.phase === "thinking" && follows[side]) reasoning.scrollTop = reasoning.scrollHeight;
+}
+
+function show() {
+  const value = props.value;
+  if (!value || !value.base) return;
+  const asked = value.key !== shownKey && value.base.phase === "waiting";
+  if (value.key !== shownKey) {
+    shownKey = value.key;
+    for (const side of SIDES) {
+      choices[side] = null;
+      follows[side] = true;
+    }
+  }
+  setText(element.querySelector("[data-part=question]"), value.question);
+  element.querySelector("[data-part=asked]").hidden = !value.question;
+  setText(element.querySelector("[data-part=made]"), value.made);
+  for (const side of SIDES) showSide(side, value[side]);
+  // Once, when a question was asked: the buttons go to the top, so that Stop and both panels are in sight.
+  if (asked) document.getElementById("dd-ask-buttons")?.scrollIntoView({ block: "start" });
+}
+
+for (const side of SIDES) {
+  const region = part(side, "reasoning");
+  part(side, "fold").addEventListener("click", () => {
+    choices[side] = region.hidden;
+    fold(side, region.hidden);
+  });
+  region.addEventListener("scroll", () => {
+    if (!region.hidden) follows[side] = region.scrollHeight - region.scrollTop - region.clientHeight < 24;
+  }, { passive: true });
+}
+watch("value", show);
+show();

@@ -1,0 +1,152 @@
+"""An export is loaded by plain transformers and plain peft, and answers as the session's tuned side does."""
+
+import json
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from deepdoctor.engine.export import export
+from deepdoctor.engine.model import base_hash
+from deepdoctor.engine.protocol import Compare, Export
+from deepdoctor.engine.session import Session
+from deepdoctor.errors import ModelError, RunError
+from deepdoctor.prompts import ARTICLE, render_question
+from deepdoctor.runs import Run
+from tests.engine import tiny
+
+QUESTION = "A patient aged 50 has thirst. What is it?"
+Trained = tuple[Session, Run]
+
+
+def silent(_line: str) -> None:
+    """A Say for tests that do not listen."""
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Trained) -> Path:
+    session, run = trained
+    return session.export(Export(run.id), silent)
+
+
+def tuned_text(trained: Trained, step: int | None = None) -> str:
+    session, run = trained
+    *_, made = session.compare(Compare(QUESTION, run.id, step, tiny.GREEDY))
+    return made.tuned.text
+
+
+def answer(model: object, folder: Path) -> str:
+    """The greedy answer by nothing but transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = tiny.generate(model, tokenizer(render_question(QUESTION))["input_ids"], 24)
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def test_the_adapter_loads_with_plain_peft(trained: Trained, exported: Path, llama: Path) -> None:
+    model = PeftModel.from_pretrained(tiny.plain(llama), exported / "adapter").eval()
+    assert answer(model, exported / "tokenizer") == tuned_text(trained)
+    assert answer(tiny.plain(llama), exported / "tokenizer") != tuned_text(trained)
+
+
+def test_the_merged_model_loads_with_plain_transformers(trained: Trained, exported: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(exported / "merged").eval()
+    assert answer(model, exported / "merged") == tuned_text(trained)
+    assert model.generation_config.eos_token_id == 1
+
+
+def test_a_checkpoint_can_be_exported(trained: Trained, llama: Path) -> None:
+    session, run = trained
+    folder = session.export(Export(run.id, step=2, merged=False), silent)
+    assert folder.name == f"{run.id}-2"
+    assert not (folder / "merged").exists()
+    model = PeftModel.from_pretrained(tiny.plain(llama), folder / "adapter").eval()
+    assert answer(model, folder / "tokenizer") == tuned_text(trained, 2)
+
+
+def test_what_it_was_made_with_stands_beside_it(trained: Trained, exported: Path, llama: Path) -> None:
+    session, run = trained
+    assert sorted(each.name for each in exported.iterdir()) == ["adapter", "config.json", "merged", "prompt_style.json", "tokenizer"]
+    assert json.loads((exported / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(llama)
+    style = json.loads((exported / "prompt_style.json").read_text())
+    assert (style["name"], style["prompt"]) == ("article", ARTICLE.prompt)
+    config = json.loads((exported / "config.json").read_text())
+    assert (config["run"], config["step"], config["model"]["name"]) == (run.id, None, str(llama))
+    assert config["finetune"] == json.loads(run.finetune.to_json())
+    assert config["base_hash"] == tiny.model_of(session).info.base_hash
+
+
+def test_exporting_leaves_the_loaded_base_alone(trained: Trained, exported: Path) -> None:
+    assert exported.exists()
+    loaded = tiny.model_of(trained[0])
+    assert base_hash(loaded.base) == loaded.info.base_hash
+
+
+def test_an_export_is_replaced_as_a_whole(trained: Trained, tmp_path: Path) -> None:
+    session, run = trained
+    target = tmp_path / "out"
+    for merged in (True, False):
+        export(tiny.model_of(session), run, None, target, merged, silent)
+    assert not (target / "merged").exists()
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
+def test_it_says_what_it_does(trained: Trained, tmp_path: Path) -> None:
+    said: list[str] = []
+    export(tiny.model_of(trained[0]), trained[1], None, tmp_path / "out", True, said.append)
+    assert [line.split()[0] for line in said] == ["Writing", "Writing", "Merging"]
+
+
+def test_a_run_without_an_adapter(session: Session, trained: Trained) -> None:
+    run = session.runs.create(trained[1].model, trained[1].dataset, trained[1].finetune)
+    with pytest.raises(RunError, match="no adapter"):
+        session.export(Export(run.id), silent)
+    with pytest.raises(RunError, match="no adapter at step 99"):
+        trained[0].export(Export(trained[1].id, step=99), silent)
+
+
+@pytest.mark.parametrize("blocked", ["target", "parent"])
+def test_a_folder_that_cannot_be_written(trained: Trained, tmp_path: Path, blocked: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    target = tmp_path / "file" if blocked == "target" else tmp_path / "file" / "out"
+    with pytest.raises(RunError, match="could not be written"):
+        export(tiny.model_of(trained[0]), trained[1], None, target, False, silent)
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """As on a full disk, writing more than `size` bytes into a file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [1000, 60_000])
+def test_a_full_disk_leaves_the_export_before_and_nothing_half_written(trained: Trained, tmp_path: Path, size: int) -> None:
+    session, run = trained
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "before").touch()
+    with largest_file(size), pytest.raises(RunError, match="could not be written.*Free some space"):
+        export(tiny.model_of(session), run, None, target, True, silent)
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+    assert [each.name for each in target.iterdir()] == ["before"]
+
+
+def test_a_base_that_has_gone_is_told_and_nothing_is_left(trained: Trained, llama: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "model"
+    shutil.copytree(llama, copied)
+    session = tiny.open_session(tmp_path / "data", copied)
+    shutil.rmtree(copied)
+    with pytest.raises((RunError, ModelError)):
+        export(tiny.model_of(session), trained[1], None, tmp_path / "out", True, silent)
+    assert [each.name for each in tmp_path.iterdir()] == ["data"]

@@ -1,0 +1,280 @@
+"""Training: what the model is shown, what is written down, and that stopping and resuming change nothing."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from deepdoctor.config import DatasetConfig
+from deepdoctor.engine.finetune import finetune, trainer_arguments
+from deepdoctor.engine.model import fresh_adapter, select_adapter
+from deepdoctor.engine.protocol import Compare
+from deepdoctor.engine.rows import IGNORED, prepare_rows
+from deepdoctor.engine.session import Session, never
+from deepdoctor.errors import DatasetError
+from deepdoctor.runs import Run
+from tests.engine import tiny
+
+RESUME_TOLERANCE = 1e-6
+
+
+def seen_batches(session: Session, run: Run) -> list[dict[str, Any]]:
+    """Train a run and return every batch that reached the model for training."""
+    loaded = tiny.model_of(session)
+    batches: list[dict[str, Any]] = []
+
+    def look(_module: Any, _args: Any, given: dict[str, Any]) -> None:
+        if given.get("labels") is not None:
+            batches.append({name: value.clone() for name, value in given.items() if isinstance(value, torch.Tensor)})
+
+    fresh_adapter(loaded, run.finetune)
+    assert loaded.peft is not None
+    hook = loaded.peft.register_forward_pre_hook(look, with_kwargs=True)
+    session.finetune(run.id)
+    hook.remove()
+    return batches
+
+
+def test_a_run_writes_its_metrics_checkpoints_probes_and_state(trained: tuple[Session, Run]) -> None:
+    _session, run = trained
+    rows = run.curve()
+    assert list(tiny.losses(run)) == [1, 2, 3, 4, 5, 6]
+    assert list(tiny.losses(run, "held_out_loss")) == [0, 3, 6]
+    for row in rows:
+        if "loss" in row:
+            assert {"learning_rate", "grad_norm", "epoch", "tokens_per_second", "memory_gib"} <= set(row)
+            assert row["tokens_per_second"] > 0
+        else:
+            assert {"held_out_reasoning_loss", "held_out_response_loss"} <= set(row)
+    assert [row["step"] for row in run.probes()] == [0, 3, 6]
+    assert len({row["question"] for row in run.probes()}) == 1
+    assert all({"reasoning", "response", "closed", "tokens"} <= set(row) for row in run.probes())
+    assert run.checkpoints() == [2, 4, 6]
+    status = run.status
+    assert (status["state"], status["step"], status["steps"], status["rows"]) == ("finished", 6, 6, 9)
+    assert status["trainable_parameters"] == 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
+    assert status["wall_seconds"] > 0
+    assert len(run.training_questions()) == 9
+    assert "step 6: loss" in run.log_tail()
+    assert (run.path / "adapter" / "complete.json").exists()
+
+
+def test_the_held_out_loss_goes_down_on_something_learnable(trained: tuple[Session, Run]) -> None:
+    held_out = tiny.losses(trained[1], "held_out_loss")
+    assert held_out[6] < 0.9 * held_out[0]
+    assert tiny.losses(trained[1])[6] < tiny.losses(trained[1])[1]
+
+
+def test_the_held_out_loss_at_step_zero_is_that_of_the_base(trained: tuple[Session, Run], llama: Path) -> None:
+    from deepdoctor.engine.evaluate import held_out_loss
+
+    session, run = trained
+    rows = prepare_rows(tiny.model_of(session), run)
+    assert tiny.losses(run, "held_out_loss")[0] == held_out_loss(tiny.plain(llama), rows.held_out)["held_out_loss"]
+    tuned = PeftModel.from_pretrained(tiny.plain(llama), run.adapter_dir()).eval()
+    assert tiny.losses(run, "held_out_loss")[6] == pytest.approx(held_out_loss(tuned, rows.held_out)["held_out_loss"], abs=2e-5)
+
+
+@pytest.mark.parametrize("supervision", ["whole_text", "response_only"])
+def test_what_reaches_the_model(session: Session, dataset: DatasetConfig, supervision: str) -> None:
+    run = tiny.new_run(session, dataset, supervision=supervision, max_steps=3)
+    batches = seen_batches(session, run)
+    tokenizer = tiny.model_of(session).tokenizer
+    seen = []
+    for batch in batches:
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+            text, targets = ids[mask.bool()].tolist(), labels[mask.bool()].tolist()
+            assert text.count(0) == 1
+            assert text[0] == 0
+            assert text.count(1) == 1
+            assert text[-1] == 1
+            assert set(labels[~mask.bool()].tolist()) <= {IGNORED}
+            prompt = tokenizer.decode([token for token, target in zip(text, targets, strict=True) if target == IGNORED])
+            if supervision == "whole_text":
+                assert targets == text
+            else:
+                assert prompt.endswith("### Response:\n<think>")
+                assert tokenizer.decode([target for target in targets if target != IGNORED]).startswith("\nThe sign is")
+                assert targets[-1] == 1
+            seen.append(tokenizer.decode(text, skip_special_tokens=True))
+    assert len(seen) == 9
+    assert len(set(seen)) == 9, "one epoch shows every row once"
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("supervision", ["whole_text", "response_only"])
+def test_the_first_loss_is_the_mean_over_supervised_tokens(
+    session: Session, dataset: DatasetConfig, llama: Path, supervision: str, accumulation: int
+) -> None:
+    changes = {"supervision": supervision, "batch_size": 9 // accumulation, "accumulation": accumulation}
+    run = tiny.new_run(session, dataset, max_steps=1, **changes)
+    session.finetune(run.id)
+    model, total, count = tiny.plain(llama).requires_grad_(False), 0.0, 0
+    columns = prepare_rows(tiny.model_of(session), run).columns()
+    for ids, labels in zip(columns["input_ids"], columns["labels"], strict=True):
+        tokens = sum(label != IGNORED for label in labels[1:])
+        total += float(model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss) * tokens
+        count += tokens
+    assert tiny.losses(run)[1] == pytest.approx(total / count, rel=1e-4)
+
+
+@pytest.mark.parametrize(("stop_at", "logging_steps"), [(3, 1), (3, 2), (4, 5)])
+def test_a_resumed_run_has_the_curve_of_an_uninterrupted_one(
+    session: Session, dataset: DatasetConfig, stop_at: int, logging_steps: int
+) -> None:
+    recipe = {"max_steps": 7, "logging_steps": logging_steps, "eval_steps": 3, "checkpoint_steps": 100, "lora_dropout": 0.1}
+    whole = session.finetune(tiny.new_run(session, dataset, **recipe).id)
+    run = tiny.new_run(session, dataset, **recipe)
+    session.finetune(run.id, should_stop=tiny.StopAfter(stop_at))
+    assert (run.state, run.status["step"], run.checkpoints()) == ("stopped", stop_at, [stop_at])
+    assert max(tiny.losses(run), default=0) <= stop_at
+    session.finetune(run.id, resume=True)
+    assert (run.state, run.status["step"]) == ("finished", 7)
+    for name in ("loss", "learning_rate", "grad_norm", "held_out_loss"):
+        assert tiny.losses(run, name) == pytest.approx(tiny.losses(whole, name), rel=RESUME_TOLERANCE), name
+    for name, weight in weights(whole).items():
+        assert torch.allclose(weights(run)[name], weight, rtol=1e-5, atol=1e-7)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(run.adapter_dir() / "adapter_model.safetensors")
+
+
+def test_a_run_resumes_the_same_while_other_adapters_are_attached(session: Session, dataset: DatasetConfig, adapter: Path) -> None:
+    recipe = {"max_steps": 5, "checkpoint_steps": 100}
+    whole = session.finetune(tiny.new_run(session, dataset, **recipe).id)
+    select_adapter(tiny.model_of(session), adapter)
+    run = tiny.new_run(session, dataset, **recipe)
+    session.finetune(run.id, should_stop=tiny.StopAfter(2))
+    saved = run.checkpoint_dir(2)
+    assert not [folder for folder in saved.iterdir() if folder.is_dir()], "a checkpoint holds the trained adapter only"
+    *_, made = session.compare(Compare("A patient aged 50 has thirst. What is it?", run.id, sampling=tiny.GREEDY))
+    assert made.proof is not None
+    session.finetune(run.id, resume=True)
+    assert tiny.losses(run) == pytest.approx(tiny.losses(whole), rel=RESUME_TOLERANCE)
+
+
+def test_a_run_resumes_in_another_process_after_being_cut_off(session: Session, dataset: DatasetConfig, llama: Path) -> None:
+    recipe = {"max_steps": 6, "checkpoint_steps": 2, "logging_steps": 2}
+    whole = session.finetune(tiny.new_run(session, dataset, **recipe).id)
+    run = tiny.new_run(session, dataset, **recipe)
+    left = tiny.StopAfter(5)
+
+    def cut_off() -> bool:
+        if left():
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        session.finetune(run.id, should_stop=cut_off)
+    assert run.checkpoints() == [2, 4]
+    run.append_metric({"step": 5, "loss": 99.0})
+    tiny.open_session(session.data_dir, llama).finetune(run.id, resume=True)
+    assert tiny.losses(run) == pytest.approx(tiny.losses(whole), rel=RESUME_TOLERANCE)
+    assert run.status["resumed"] is True
+
+
+def test_resuming_without_a_checkpoint_begins_again(session: Session, dataset: DatasetConfig) -> None:
+    run = tiny.new_run(session, dataset, max_steps=2)
+    session.finetune(run.id, resume=True)
+    assert run.state == "finished"
+    assert list(tiny.losses(run)) == [1, 2]
+    assert "No checkpoint was saved" in run.log_tail(99)
+
+
+def test_only_so_many_checkpoints_are_kept(session: Session, dataset: DatasetConfig) -> None:
+    run = session.finetune(tiny.new_run(session, dataset, max_steps=4, checkpoint_steps=1, checkpoints_kept=2).id)
+    assert run.checkpoints() == [3, 4]
+
+
+def test_a_second_training_in_the_same_process(session: Session, dataset: DatasetConfig) -> None:
+    base = tiny.model_of(session).base
+    first = session.finetune(tiny.new_run(session, dataset).id)
+    assert "forward" not in vars(base), "the trainer's wrapper is gone"
+    second = session.finetune(tiny.new_run(session, dataset).id)
+    assert tiny.losses(second) == tiny.losses(first)
+    assert "forward" not in vars(base)
+    other = session.finetune(tiny.new_run(session, dataset, lora_rank=2, seed=1).id)
+    assert tiny.losses(other) != tiny.losses(first)
+
+
+def test_over_length_rows_are_left_out_and_counted(session: Session, tmp_path: Path) -> None:
+    long = {"Question": "Is it long?", "Complex_CoT": "fever " * 150, "Response": "Yes."}
+    run = tiny.new_run(session, tiny.write_rows(tmp_path / "rows.jsonl", [long, *tiny.rows()]), max_seq_length=150, held_out_rows=0, max_steps=1)
+    session.finetune(run.id)
+    assert run.status["rows"] == 12
+    assert "Is it long?" not in run.training_questions()
+    assert '"over_length": 1' in (run.path / "rows.json").read_text()
+
+
+def test_no_row_longer_than_the_model_reads(session: Session, tmp_path: Path) -> None:
+    long = {"Question": "Is it long?", "Complex_CoT": "fever " * tiny.CONTEXT, "Response": "Yes."}
+    run = tiny.new_run(session, tiny.write_rows(tmp_path / "rows.jsonl", [long, *tiny.rows()]), held_out_rows=0, max_steps=1)
+    session.finetune(run.id)
+    assert run.status["rows"] == 12
+
+
+def test_over_length_held_out_rows_are_left_out_too(session: Session, tmp_path: Path) -> None:
+    long = [{"Question": f"Is it long {n}?", "Complex_CoT": "fever " * tiny.CONTEXT, "Response": "Yes."} for n in range(30)]
+    dataset = tiny.write_rows(tmp_path / "rows.jsonl", [*long, *tiny.rows()])
+    run = tiny.new_run(session, dataset, held_out_rows=25, max_steps=1)
+    rows = prepare_rows(tiny.model_of(session), run)
+    assert max(len(row.ids) for row in rows.held_out) <= tiny.CONTEXT
+
+
+def test_nothing_left_to_train_on(session: Session, dataset: DatasetConfig) -> None:
+    run = tiny.new_run(session, dataset, max_seq_length=16)
+    with pytest.raises(DatasetError, match="left to train on"):
+        session.finetune(run.id)
+    assert run.state == "failed"
+    assert "left to train on" in run.status["message"]
+    assert "Failed: " in run.log_tail()
+
+
+def test_an_unexpected_error_is_written_down_and_the_next_run_trains(session: Session, dataset: DatasetConfig) -> None:
+    run = tiny.new_run(session, dataset)
+
+    def broken() -> bool:
+        raise RuntimeError("the disk caught fire")
+
+    with pytest.raises(RuntimeError, match="caught fire"):
+        session.finetune(run.id, should_stop=broken)
+    assert (run.state, run.status["message"]) == ("failed", "RuntimeError: the disk caught fire")
+    assert session.finetune(tiny.new_run(session, dataset, max_steps=1).id).state == "finished"
+
+
+def test_training_prints_nothing(session: Session, dataset: DatasetConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    """The command line's JSON shares the stream."""
+    session.finetune(tiny.new_run(session, dataset, max_steps=2).id)
+    assert capfd.readouterr().out == ""
+
+
+def test_whole_epochs(session: Session, dataset: DatasetConfig) -> None:
+    run = tiny.new_run(session, dataset, max_steps=0, epochs=2, warmup_steps=0, batch_size=4)
+    session.finetune(run.id)
+    assert run.status["steps"] == run.status["step"] == 6
+    assert run.curve()[-1]["step"] == 6
+
+
+def test_the_recipe_reaches_the_trainer(session: Session, dataset: DatasetConfig) -> None:
+    run = tiny.new_run(session, dataset, scheduler="cosine", weight_decay=0.05, accumulation=2, optimizer="adamw_8bit")
+    given = trainer_arguments(run.finetune, run, 4, tiny.model_of(session))
+    assert (given.lr_scheduler_type, given.weight_decay, given.gradient_accumulation_steps) == ("cosine", 0.05, 2)
+    assert given.optim == "adamw_torch", "8-bit needs a GPU"
+    assert given.max_length is None, "nothing is cut off"
+    assert not given.gradient_checkpointing
+
+
+def test_the_model_is_left_ready_to_answer(session: Session, dataset: DatasetConfig) -> None:
+    loaded = tiny.model_of(session)
+    run = tiny.new_run(session, dataset, lora_dropout=0.5)
+    finetune(loaded, run, never)
+    assert not loaded.base.training
+    assert logging.getLogger("transformers.trainer").level == logging.ERROR
+    *_, made = session.compare(Compare("A patient aged 50 has thirst. What is it?", run.id, sampling=tiny.GREEDY))
+    assert made.finished

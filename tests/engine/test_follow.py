@@ -1,0 +1,139 @@
+"""The trainer's callback: averages over windows, when it evaluates and asks, what a checkpoint keeps of it, and how it obeys a stop."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState
+
+from deepdoctor.config import DatasetConfig
+from deepdoctor.engine.follow import Follow, memory_gib
+from deepdoctor.engine.model import fresh_adapter
+from deepdoctor.engine.rows import prepare_rows
+from deepdoctor.engine.session import Session, never
+from deepdoctor.engine.tracking import Tracker
+from deepdoctor.runs import Run
+from tests.engine import tiny
+
+ARGUMENTS: Any = SimpleNamespace()
+
+
+def follower(session: Session, dataset: DatasetConfig, should_stop: Any = never, **changes: Any) -> tuple[Follow, Run]:
+    run = tiny.new_run(session, dataset, max_steps=10, **changes)
+    loaded = tiny.model_of(session)
+    fresh_adapter(loaded, run.finetune)
+    return Follow(loaded, run, prepare_rows(loaded, run), Tracker(run), should_stop), run
+
+
+def walk(follow: Follow, steps: range, losses: dict[int, float]) -> TrainerControl:
+    """Feed it steps as the trainer does: step end first, then the log."""
+    control = TrainerControl()
+    for step in steps:
+        state = TrainerState(global_step=step, max_steps=10)
+        follow.on_step_end(ARGUMENTS, state, control)
+        follow.on_log(ARGUMENTS, state, control, logs={"loss": losses[step], "learning_rate": 0.1, "grad_norm": 1.0, "epoch": 0.5})
+    return control
+
+
+def test_losses_are_averaged_over_the_logging_window(session: Session, dataset: DatasetConfig) -> None:
+    follow, run = follower(session, dataset, logging_steps=4)
+    walk(follow, range(1, 11), {step: float(step) for step in range(1, 11)})
+    assert tiny.losses(run) == {4: 2.5, 8: 6.5, 10: 9.5}
+
+
+def test_a_window_cut_by_a_stop_continues_after_the_resume(session: Session, dataset: DatasetConfig) -> None:
+    follow, run = follower(session, dataset, logging_steps=4)
+    losses = {step: float(step) for step in range(1, 11)}
+    walk(follow, range(1, 7), losses)
+    saved = TrainerState(global_step=6, max_steps=10, stateful_callbacks={"Follow": follow.state()})
+    again = Follow(follow.loaded, run, follow.rows, follow.tracker, never)
+    again.on_train_begin(ARGUMENTS, saved, TrainerControl())
+    walk(again, range(7, 11), losses)
+    assert tiny.losses(run) == {4: 2.5, 8: 6.5, 10: 9.5}
+
+
+def test_it_evaluates_and_asks_when_told_and_at_both_ends(session: Session, dataset: DatasetConfig) -> None:
+    questions = ("What is fever?", "What is thirst?")
+    follow, run = follower(session, dataset, eval_steps=4, probe_steps=3, probe_questions=questions)
+    follow.on_train_begin(ARGUMENTS, TrainerState(global_step=0, max_steps=10), TrainerControl())
+    walk(follow, range(1, 11), dict.fromkeys(range(1, 11), 1.0))
+    assert list(tiny.losses(run, "held_out_loss")) == [0, 4, 8, 10]
+    assert [(row["step"], row["question"]) for row in run.probes()] == [(step, each) for step in (0, 3, 6, 9, 10) for each in questions]
+
+
+def test_zero_means_only_both_ends_for_losses_and_never_for_probes(session: Session, dataset: DatasetConfig) -> None:
+    follow, run = follower(session, dataset, eval_steps=0, probe_steps=0)
+    follow.on_train_begin(ARGUMENTS, TrainerState(global_step=0, max_steps=10), TrainerControl())
+    walk(follow, range(1, 11), dict.fromkeys(range(1, 11), 1.0))
+    assert list(tiny.losses(run, "held_out_loss")) == [0, 10]
+    assert run.probes() == []
+
+
+def test_a_probe_is_the_greedy_answer_of_the_adapter_in_training(session: Session, dataset: DatasetConfig, llama: Path) -> None:
+    from deepdoctor.prompts import render_question
+
+    follow, run = follower(session, dataset, probe_steps=1, probe_questions=("What is fever?",))
+    loaded = follow.loaded
+    assert loaded.peft is not None
+    with torch.no_grad():
+        for name, weight in loaded.peft.named_parameters():
+            if "lora_B.default" in name:
+                weight.add_(0.1)
+    follow._probe(1)
+    loaded.peft.save_pretrained(run.path / "now", selected_adapters=["default"])
+    prompt = loaded.tokenizer(render_question("What is fever?"))["input_ids"]
+    wanted = tiny.generate(tiny.with_adapter(llama, run.path / "now"), prompt, run.finetune.probe_tokens)
+    [probe] = run.probes()
+    assert probe["text"] == loaded.tokenizer.decode(wanted, skip_special_tokens=True)
+    assert wanted != tiny.generate(tiny.plain(llama), prompt, run.finetune.probe_tokens)
+
+
+def test_a_probe_question_that_does_not_fit_does_not_end_the_run(session: Session, dataset: DatasetConfig) -> None:
+    follow, run = follower(session, dataset, probe_steps=1, probe_questions=("fever " * tiny.CONTEXT, "What is fever?"))
+    follow._probe(0)
+    assert [row["question"] for row in run.probes()] == ["What is fever?"]
+    assert "too long" in run.log_tail()
+
+
+def test_a_stop_asks_for_a_checkpoint_and_the_end(session: Session, dataset: DatasetConfig) -> None:
+    follow, run = follower(session, dataset, tiny.StopAfter(3))
+    assert not walk(follow, range(1, 3), {1: 1.0, 2: 1.0}).should_training_stop
+    control = walk(follow, range(3, 4), {3: 1.0})
+    assert control.should_training_stop
+    assert control.should_save
+    assert follow.stopped
+    assert run.status["step"] == 3
+
+
+def test_a_stop_at_the_last_step_is_a_finish(session: Session, dataset: DatasetConfig) -> None:
+    follow, _run = follower(session, dataset, tiny.StopAfter(10))
+    walk(follow, range(1, 11), dict.fromkeys(range(1, 11), 1.0))
+    assert not follow.stopped
+
+
+def test_progress_tells_elapsed_and_remaining_time(session: Session, dataset: DatasetConfig) -> None:
+    follow, run = follower(session, dataset)
+    follow.on_train_begin(ARGUMENTS, TrainerState(global_step=0, max_steps=10), TrainerControl())
+    follow._began -= 8.0
+    walk(follow, range(4, 5), {4: 1.0})
+    assert run.status["seconds"] == pytest.approx(8, abs=2)
+    assert run.status["eta_seconds"] == pytest.approx(12, abs=3)
+    resumed, run = follower(session, dataset)
+    resumed.on_train_begin(ARGUMENTS, TrainerState(global_step=8, max_steps=10), TrainerControl())
+    resumed._began -= 8.0
+    walk(resumed, range(9, 10), {9: 1.0})
+    assert run.status["eta_seconds"] == pytest.approx(8, abs=2), "steps before the resume took no time now"
+
+
+def test_a_loss_that_is_not_a_number_is_still_written_as_json(session: Session, dataset: DatasetConfig) -> None:
+    follow, run = follower(session, dataset)
+    walk(follow, range(1, 2), {1: math.nan})
+    [row] = run.curve()
+    assert math.isnan(row["loss"])
+
+
+def test_memory_is_measured() -> None:
+    assert 0.01 < memory_gib(torch.device("cpu")) < 200

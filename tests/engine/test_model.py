@@ -1,0 +1,251 @@
+"""Loading, fingerprints and adapters: what changes a hash and what must not, and what is refused in which words."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from deepdoctor.config import ModelConfig
+from deepdoctor.engine.model import (
+    SELECTED_AT_MOST,
+    LoadedModel,
+    adapter_hash,
+    base_hash,
+    base_weights,
+    checksum,
+    fresh_adapter,
+    load,
+    select_adapter,
+    write_base_name,
+)
+from deepdoctor.engine.session import Session
+from deepdoctor.errors import ModelError
+from tests.engine import tiny
+
+
+def test_what_the_page_is_told_about_the_model(loaded: LoadedModel, llama: Path) -> None:
+    info = loaded.info
+    assert info.name == str(llama)
+    assert (info.device, info.precision, info.layers, info.hidden_size, info.max_length) == ("CPU", "float32", 2, 32, tiny.CONTEXT)
+    assert info.parameters == sum(weight.numel() for weight in tiny.plain(llama).parameters())
+    assert info.projections["k_proj"] == (32, 16)
+    assert info.projections["down_proj"] == (48, 32)
+    assert (info.eos, loaded.eos_id) == (tiny.EOS, 1)
+    assert info.flops > 1e6
+    text = "A fever.<think>"
+    from tokenizers import Tokenizer
+
+    assert Tokenizer.from_file(info.tokenizer_file).encode(text).ids == loaded.tokenizer(text)["input_ids"]
+
+
+def test_loading_says_how_far_it_is(llama: Path, tmp_path: Path) -> None:
+    told: list[float] = []
+    load(ModelConfig(name=str(llama)), tmp_path, lambda message, fraction: told.append(fraction or 0) if message else None)
+    assert told == sorted(told)
+    assert len(told) >= 3
+
+
+def test_the_base_hash_survives_attaching_selecting_and_training(session: Session, adapter: Path) -> None:
+    loaded = tiny.model_of(session)
+    at_load = base_hash(loaded.base)
+    assert at_load == loaded.info.base_hash
+    select_adapter(loaded, adapter)
+    assert base_hash(loaded.base) == at_load
+    training = tiny.busy_training(session)
+    for _ in range(3):
+        next(training)
+    assert base_hash(loaded.base) == at_load
+    assert loaded.peft is not None
+    assert base_hash(loaded.peft) == at_load
+
+
+def test_one_flipped_bit_anywhere_changes_the_base_hash(loaded: LoadedModel) -> None:
+    for name, weight in base_weights(loaded.base):
+        bits = weight.view(torch.int32).flatten()
+        bits[len(bits) // 2] ^= 1
+        assert base_hash(loaded.base) != loaded.info.base_hash, name
+        bits[len(bits) // 2] ^= 1
+    assert base_hash(loaded.base) == loaded.info.base_hash
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
+def test_a_checksum_notices_changes_moves_and_swaps(dtype: torch.dtype) -> None:
+    weight = torch.randint(1, 100, (64, 3), generator=torch.Generator().manual_seed(0)).to(dtype)
+    whole = checksum(weight)
+    assert checksum(weight.clone()) == whole
+    assert checksum(weight, chunk=7) != checksum(weight + 1, chunk=7)
+    swapped = weight.clone()
+    swapped[[0, 1]] = weight[[1, 0]]
+    assert not torch.equal(swapped, weight)
+    assert checksum(swapped) != whole
+    assert checksum(torch.zeros_like(weight)) != whole
+
+
+def test_a_checksum_of_a_view_is_that_of_its_values() -> None:
+    weight = torch.arange(12.0).view(3, 4)
+    assert checksum(weight.t()) == checksum(weight.t().clone())
+    assert checksum(weight.t()) != checksum(weight)
+
+
+def test_the_same_weights_have_the_same_hash_again(loaded: LoadedModel, llama: Path, tmp_path: Path) -> None:
+    assert load(ModelConfig(name=str(llama)), tmp_path).info.base_hash == loaded.info.base_hash
+    other = tiny.save_model(tmp_path / "other", seed=1)
+    assert load(ModelConfig(name=str(other)), tmp_path).info.base_hash != loaded.info.base_hash
+
+
+def test_a_fresh_adapter_changes_nothing_and_is_the_same_for_the_same_seed(loaded: LoadedModel) -> None:
+    fresh_adapter(loaded, tiny.recipe(seed=5))
+    first = adapter_hash(loaded, "default")
+    fresh_adapter(loaded, tiny.recipe(seed=5))
+    assert adapter_hash(loaded, "default") == first
+    model = fresh_adapter(loaded, tiny.recipe(seed=6))
+    assert adapter_hash(loaded, "default") != first
+    trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert len(trainable) == 2 * 7 * 2
+    assert all("lora_" in name and ".default." in name for name in trainable)
+    ids = torch.tensor([[0, 5, 9]])
+    with torch.inference_mode(), model.disable_adapter():
+        off = model(input_ids=ids).logits
+    with torch.inference_mode():
+        assert torch.equal(model(input_ids=ids).logits, off)
+
+
+def test_selecting_twice_attaches_once(loaded: LoadedModel, adapter: Path) -> None:
+    name = select_adapter(loaded, adapter)
+    assert select_adapter(loaded, adapter) == name
+    assert len(loaded.selected) == 1
+
+
+def test_the_adapter_unused_for_longest_goes(loaded: LoadedModel, llama: Path, tmp_path: Path) -> None:
+    folders = [tiny.save_adapter(tmp_path / str(seed), llama, seed) for seed in range(SELECTED_AT_MOST + 2)]
+    names = [select_adapter(loaded, folder) for folder in folders[:SELECTED_AT_MOST]]
+    select_adapter(loaded, folders[0])
+    for folder in folders[SELECTED_AT_MOST:]:
+        select_adapter(loaded, folder)
+    assert len(loaded.selected) == SELECTED_AT_MOST
+    assert loaded.peft is not None
+    assert set(loaded.peft.peft_config) == set(loaded.selected.values())
+    assert names[0] in loaded.peft.peft_config
+    assert not {names[1], names[2]} & set(loaded.peft.peft_config)
+    comparison = tiny.pair(loaded, folders[1])
+    assert comparison.proof is not None
+    assert comparison.proof.problems() == []
+
+
+def test_an_adapter_of_another_shape_is_refused_by_its_first_tensor(loaded: LoadedModel, tmp_path: Path) -> None:
+    other = tiny.save_model(tmp_path / "other", hidden_size=48)
+    folder = tiny.save_adapter(tmp_path / "adapter", other)
+    with pytest.raises(ModelError, match=r"not trained on .*layers\.0\.mlp\.down_proj\.lora_B\.weight has shape \[48, 4\].*expects \[32, 4\]"):
+        select_adapter(loaded, folder)
+    assert loaded.selected == {}
+
+
+def test_an_adapter_with_layers_the_model_lacks_is_refused(loaded: LoadedModel, tmp_path: Path) -> None:
+    deeper = tiny.save_model(tmp_path / "deeper", num_hidden_layers=3)
+    with pytest.raises(ModelError, match=r"layers\.2\."):
+        select_adapter(loaded, tiny.save_adapter(tmp_path / "adapter", deeper))
+
+
+def test_a_damaged_or_missing_adapter_is_refused_and_the_next_one_fits(loaded: LoadedModel, adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no adapter in nowhere"):
+        select_adapter(loaded, tmp_path / "nowhere")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes((adapter / name).read_bytes()[: 200 if "model" in name else None])
+    with pytest.raises(ModelError, match="damaged"):
+        select_adapter(loaded, tmp_path)
+    assert select_adapter(loaded, adapter)
+
+
+def test_an_adapter_whose_ranks_disagree_is_refused_and_leaves_nothing_behind(loaded: LoadedModel, adapter: Path, tmp_path: Path) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "r": 9}))
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"lora_A.* has shape \[4, 48\].*expects \[9, 48\]"):
+            select_adapter(loaded, tmp_path)
+    assert tiny.pair(loaded, adapter).proof is not None
+    assert loaded.peft is not None
+    assert set(loaded.peft.peft_config) == set(loaded.selected.values())
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="/no/such/model could not be loaded"):
+        load(ModelConfig(name="/no/such/model"), tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "not safetensors"])
+def test_damaged_weights_are_told(llama: Path, tmp_path: Path, damage: str) -> None:
+    for file in llama.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes({"truncated": weights.read_bytes()[:-4000], "empty": b"", "not safetensors": b"<html>" * 999}[damage])
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load(ModelConfig(name=str(tmp_path)), tmp_path / "data")
+
+
+def test_weights_that_do_not_fit_the_configuration_are_told(llama: Path, tmp_path: Path) -> None:
+    for file in llama.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+    with pytest.raises(ModelError, match=r"lacks model\.layers\.0\.mlp\.down_proj\.weight .*, and 5 more"):
+        load(ModelConfig(name=str(tmp_path)), tmp_path / "data")
+
+
+def test_weights_that_lack_a_tensor_are_told(llama: Path, tmp_path: Path) -> None:
+    for file in llama.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks .*layers\.1\.mlp\.up_proj"):
+        load(ModelConfig(name=str(tmp_path)), tmp_path / "data")
+
+
+def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is a gpt2 model; DeepDoctor compares llama, qwen2, qwen3"):
+        load(ModelConfig(name=str(tmp_path)), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "made_up"}))
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load(ModelConfig(name=str(tmp_path)), tmp_path)
+
+
+def test_a_model_with_a_sliding_window_is_refused(tmp_path: Path) -> None:
+    window = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}
+    folder = tiny.save_model(tmp_path / "model", "qwen2", **window)
+    with pytest.raises(ModelError, match="sliding window"):
+        load(ModelConfig(name=str(folder)), tmp_path)
+
+
+def test_four_bits_without_a_gpu_are_refused(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="4-bit"):
+        load(ModelConfig(name=str(llama), precision="4bit"), tmp_path)
+
+
+def test_a_precision_is_obeyed(llama: Path, tmp_path: Path) -> None:
+    loaded = load(ModelConfig(name=str(llama), precision="bfloat16"), tmp_path)
+    assert (loaded.dtype, loaded.info.precision) == (torch.bfloat16, "bfloat16")
+
+
+def test_the_base_name_is_written_into_a_saved_adapter(adapter: Path, tmp_path: Path) -> None:
+    file = tmp_path / "adapter_config.json"
+    file.write_bytes((adapter / "adapter_config.json").read_bytes())
+    write_base_name(tmp_path, "owner/model")
+    before, after = json.loads((adapter / "adapter_config.json").read_text()), json.loads(file.read_text())
+    assert after == {**before, "base_model_name_or_path": "owner/model"}
+
+
+def test_a_failed_load_leaves_the_model_before(session: Session, adapter: Path) -> None:
+    before = session.loaded
+    with pytest.raises(ModelError):
+        session.load(ModelConfig(name="/no/such/model"))
+    assert session.loaded is before
+    proof = tiny.pair(tiny.model_of(session), adapter).proof
+    assert proof is not None
+    assert replace(proof).problems() == []

@@ -1,0 +1,147 @@
+"""A session: one model, its runs and comparisons, and clear words where they do not belong together."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepdoctor.comparison import Comparison
+from deepdoctor.config import DatasetConfig, ModelConfig
+from deepdoctor.dataset import held_out_examples
+from deepdoctor.engine.model import base_weights
+from deepdoctor.engine.protocol import Compare
+from deepdoctor.engine.session import Session, known_reference
+from deepdoctor.errors import EngineError, ModelError, ProofError, RunError
+from deepdoctor.runs import Run
+from tests.engine import tiny
+
+QUESTION = "A patient aged 33 has a strange rash and two dogs. Why?"
+
+
+def ask(session: Session, run: Run, question: str = QUESTION, step: int | None = None) -> Comparison:
+    *_, made = session.compare(Compare(question, run.id, step, tiny.GREEDY))
+    return made
+
+
+def test_a_comparison_is_proven_graded_and_saved(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    made = ask(session, run)
+    assert made.finished
+    assert made.proof is not None
+    assert made.proof.problems() == []
+    assert made.seen["grade"] == "unseen"
+    assert session.comparisons.get(made.id) == made
+
+
+def test_a_question_of_the_training_rows_is_graded_seen(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    assert ask(session, run, f"  {run.training_questions()[0]} ").seen["grade"] == "seen"
+
+
+def test_snapshots_come_before_the_end_and_only_the_last_is_saved(session: Session, trained: tuple[Session, Run]) -> None:
+    shutil.copytree(trained[1].path, session.runs.root / trained[1].id)
+    request = Compare(QUESTION, trained[1].id, sampling=tiny.GREEDY.changed(max_new_tokens=60))
+    *snapshots, last = session.compare(request)
+    assert snapshots
+    assert not any(snapshot.id or snapshot.finished for snapshot in snapshots)
+    assert [each.id for each in session.comparisons.list()] == [last.id]
+
+
+def test_each_checkpoint_is_another_tuned_side(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    early, late, final = (ask(session, run, step=step) for step in (2, 6, None))
+    assert early.base.text == late.base.text == final.base.text
+    assert late.tuned.text == final.tuned.text
+    assert early.proof is not None
+    assert late.proof is not None
+    assert early.proof.adapter_hash != late.proof.adapter_hash
+
+
+def test_right_after_training_the_tuned_side_is_there(session: Session, dataset: DatasetConfig, llama: Path) -> None:
+    base = tiny.model_of(session).base
+    for seed in (1, 2):
+        run = session.finetune(tiny.new_run(session, dataset, seed=seed).id)
+        made = ask(session, run)
+        assert made.proof is not None
+        assert made.proof.problems() == []
+        loaded = tiny.model_of(session)
+        assert loaded.base is base, "nothing was loaded again"
+        from deepdoctor.prompts import render_question
+
+        prompt = loaded.tokenizer(render_question(QUESTION))["input_ids"]
+        wanted = tiny.generate(tiny.with_adapter(llama, run.adapter_dir()), prompt, 24)
+        assert made.tuned.text == loaded.tokenizer.decode(wanted, skip_special_tokens=True)
+
+
+def test_a_stopped_comparison_is_saved_as_stopped(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    *_, made = session.compare(Compare(QUESTION, run.id, sampling=tiny.GREEDY), tiny.StopAfter(2))
+    assert session.comparisons.get(made.id).tuned.finish_reason == "stopped"
+
+
+def test_an_unknown_run_or_step(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    with pytest.raises(RunError, match="no run"):
+        next(session.compare(Compare(QUESTION, "20200101-000000-abcd")))
+    with pytest.raises(RunError, match="no adapter at step 4242"):
+        ask(session, run, step=4242)
+
+
+def test_a_run_of_another_model_is_refused(trained: tuple[Session, Run], tmp_path: Path) -> None:
+    session, run = trained
+    other = tiny.open_session(session.data_dir, tiny.save_model(tmp_path / "other", seed=3))
+    with pytest.raises(ModelError, match="was made with .* but .*other is loaded"):
+        ask(other, run)
+
+
+def test_an_adapter_of_other_weights_under_the_same_name_is_refused(dataset: DatasetConfig, tmp_path: Path) -> None:
+    folder = tiny.save_model(tmp_path / "model")
+    session = tiny.open_session(tmp_path / "data", folder)
+    run = session.finetune(tiny.new_run(session, dataset, max_steps=2).id)
+    shutil.rmtree(folder)
+    tiny.save_model(folder, seed=8)
+    with pytest.raises(ModelError, match="other weights"):
+        ask(tiny.open_session(tmp_path / "data", folder), run)
+
+
+def test_with_nothing_loaded_a_run_brings_its_own_model(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    fresh = Session(session.data_dir)
+    assert ask(fresh, run).tuned.text == ask(session, run).tuned.text
+
+
+def test_loading_the_same_model_again_keeps_it_and_another_replaces_it(session: Session, llama: Path, tmp_path: Path) -> None:
+    first = tiny.model_of(session)
+    assert session.load(ModelConfig(name=str(llama))) is first
+    other = session.load(ModelConfig(name=str(tiny.save_model(tmp_path / "other", "qwen3"))))
+    assert session.loaded is other
+    assert other.info.base_hash != first.info.base_hash
+
+
+def test_reloading_mends_weights_that_were_tampered_with(session: Session, trained: tuple[Session, Run], llama: Path) -> None:
+    shutil.copytree(trained[1].path, session.runs.root / trained[1].id)
+    _name, weight = list(base_weights(tiny.model_of(session).base))[3]
+    weight.view(torch.int32).flatten()[0] ^= 1
+    with pytest.raises(ProofError, match="Reload the model"):
+        ask(session, trained[1])
+    session.load(ModelConfig(name=str(llama)))
+    assert ask(session, trained[1]).finished
+
+
+def test_out_of_memory_is_told_with_what_to_do(session: Session, dataset: DatasetConfig) -> None:
+    run = tiny.new_run(session, dataset)
+
+    def full() -> bool:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(EngineError, match="Lower the batch size"):
+        session.finetune(run.id, should_stop=full)
+    assert run.state == "failed"
+    assert "Out of memory" in run.status["message"]
+
+
+def test_references_are_known_for_held_out_questions_only() -> None:
+    case = held_out_examples()[0].example
+    assert known_reference(f" {case.question}\n") == case.response
+    assert known_reference("What is love?") == ""

@@ -1,0 +1,146 @@
+"""Weights & Biases with its real client: what it writes offline is read back, and whatever it does, a run goes on."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepdoctor.config import DatasetConfig
+from deepdoctor.engine.session import Session
+from deepdoctor.engine.tracking import Tracker
+from deepdoctor.runs import Run
+from tests.engine import tiny
+
+PROBE = {"step": 0, "question": "What is fever?", "reasoning": "Hm.", "response": "An infection."}
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-home"))
+
+
+def run_with(session: Session, dataset: DatasetConfig, mode: str, **changes: Any) -> Run:
+    return tiny.new_run(session, dataset, wandb=mode, wandb_project="a-project", max_steps=2, **changes)
+
+
+def records(run: Run) -> Iterator[Any]:
+    """Everything in the run's .wandb file, by wandb's own reader."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    [file] = run.path.rglob("*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(file))
+    while data := store.scan_data():
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        yield record
+
+
+def history(run: Run) -> list[dict[str, Any]]:
+    """Logged rows."""
+    return [
+        {(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
+        for record in records(run)
+        if record.WhichOneof("record_type") == "history"
+    ]
+
+
+def test_off_writes_nothing_and_does_not_load_wandb(session: Session, dataset: DatasetConfig) -> None:
+    run = run_with(session, dataset, "off")
+    tracker = Tracker(run)
+    tracker.log({"step": 1, "loss": 2.0})
+    tracker.finish([PROBE])
+    assert not list(run.path.rglob("wandb*"))
+    assert "wandb_message" not in run.status
+
+
+def test_offline_writes_what_the_run_wrote(session: Session, dataset: DatasetConfig) -> None:
+    run = run_with(session, dataset, "offline", probe_steps=2, eval_steps=2)
+    session.finetune(run.id)
+    assert run.state == "finished"
+    assert "wandb_message" not in run.status
+    assert Path(run.status["wandb_dir"]).is_dir()
+    logged = history(run)
+    wanted = {row["step"]: row["loss"] for row in run.curve() if "loss" in row}
+    assert {row["_step"]: row["loss"] for row in logged if "loss" in row} == wanted
+    held_out = {row["step"]: row["held_out_loss"] for row in run.curve() if "held_out_loss" in row}
+    assert {row["_step"]: row["held_out_loss"] for row in logged if "held_out_loss" in row} == held_out
+    [begun] = [record.run for record in records(run) if record.WhichOneof("record_type") == "run"][:1]
+    assert (begun.project, begun.run_id, begun.display_name) == ("a-project", run.id, run.name)
+    config = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    assert config["finetune"]["wandb_project"] == "a-project"
+    [table] = run.path.rglob("*.table.json")
+    values = json.loads(table.read_text())
+    assert values["columns"] == ["step", "question", "reasoning", "response"]
+    assert [row[0] for row in values["data"]] == [0, 2]
+
+
+def test_two_runs_one_after_the_other_do_not_mix(session: Session, dataset: DatasetConfig) -> None:
+    runs = [run_with(session, dataset, "offline") for _ in range(2)]
+    for number, run in enumerate(runs):
+        tracker = Tracker(run)
+        tracker.log({"step": 1, "loss": float(number)})
+        if number:
+            tracker.finish([])
+        else:
+            tracker._give_up("it was cut off")
+    assert [[row["loss"] for row in history(run) if "loss" in row] for run in runs] == [[0.0], [1.0]]
+
+
+def test_online_without_a_key_is_told_and_the_run_goes_on(session: Session, dataset: DatasetConfig) -> None:
+    run = run_with(session, dataset, "online")
+    session.finetune(run.id)
+    assert run.state == "finished"
+    assert "WANDB_API_KEY" in run.status["wandb_message"]
+    assert "WANDB_API_KEY" in run.log_tail(99)
+    assert not list(run.path.rglob("*.wandb"))
+
+
+def test_online_with_a_key_that_cannot_be_checked_goes_on(
+    session: Session, dataset: DatasetConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "not-a-key")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    run = run_with(session, dataset, "online")
+    session.finetune(run.id)
+    assert run.state == "finished"
+    assert run.status["wandb_message"].startswith("Weights & Biases: ")
+
+
+def test_without_wandb_installed_the_run_goes_on(session: Session, dataset: DatasetConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    run = run_with(session, dataset, "offline")
+    session.finetune(run.id)
+    assert run.state == "finished"
+    assert "wandb" in run.status["wandb_message"]
+
+
+class Broken:
+    """A W&B run whose every call raises."""
+
+    def log(self, *_: Any, **__: Any) -> None:
+        raise OSError("the W&B service is gone")
+
+    def finish(self, *_: Any) -> None:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("call", ["log", "finish"])
+def test_a_service_that_breaks_is_told_once(session: Session, dataset: DatasetConfig, call: str) -> None:
+    run = run_with(session, dataset, "off")
+    tracker = Tracker(run)
+    tracker._wandb = Broken()
+    for _ in range(2):
+        if call == "log":
+            tracker.log({"step": 1, "loss": 1.0})
+        else:
+            tracker.finish([PROBE])
+    assert run.status["wandb_message"] == "Weights & Biases: the W&B service is gone"
+    assert run.log_tail().count("service is gone") == 1

@@ -1,0 +1,67 @@
+"""The benchmarks run, on a model small enough to be made on the spot; their figures are of one shape."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from deepdoctor.config import ModelConfig
+from deepdoctor.engine.model import EMBEDDED_FOLDER, LoadedModel, load
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def paired_decoding() -> ModuleType:
+    """benchmarks/paired_decoding.py as a module."""
+    spec = importlib.util.spec_from_file_location("paired_decoding", BENCHMARKS / "paired_decoding.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A loaded model of two narrow layers with random weights and the embedded model's tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=2944, max_position_embeddings=256, eos_token_id=1, **sizes)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((EMBEDDED_FOLDER / name).read_bytes())
+    return load(ModelConfig(name=str(folder)), folder)
+
+
+def test_paired_decoding_is_measured_beside_generate(paired_decoding: ModuleType, tiny: LoadedModel) -> None:
+    adapter = paired_decoding.random_adapter(tiny)
+    prompts = [list(range(10, 20)), list(range(30, 37))]
+    result = paired_decoding.measure(tiny, adapter, prompts, tokens=6, repeats=2)
+    assert result["identical"] == {"base": True, "tuned": True}
+    assert result["sides_differ"]
+    assert result["ratio"] == pytest.approx(result["paired"]["seconds"] / result["sequential"]["seconds"], abs=0.02)
+    assert result["reached"] == (result["ratio"] <= 0.7)
+    shown = paired_decoding.as_markdown({**result, "machine": paired_decoding.machine(tiny), "adapter": "a random adapter"})
+    assert "| one pair in one pass |" in shown
+    assert "Greedy tokens identical: base yes, tuned yes" in shown
+
+
+def test_every_side_writes_exactly_as_many_tokens_as_asked(paired_decoding: ModuleType, tiny: LoadedModel) -> None:
+    adapter = paired_decoding.random_adapter(tiny)
+    prompt = list(range(10, 20))
+    greedy = paired_decoding.paired(tiny, [prompt], adapter, 4)[0]
+    tiny.tokenizer.eos_token_id = greedy[1]  # would end the answer at its second token
+    try:
+        assert paired_decoding.paired(tiny, [prompt], adapter, 4)[0] == greedy
+        assert paired_decoding.sequential(tiny, prompt, adapter, 4)[0] == greedy
+    finally:
+        tiny.tokenizer.eos_token_id = 1
+
+
+def test_an_unknown_run_is_told(paired_decoding: ModuleType, tiny: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert paired_decoding.main(["--model", tiny.config.name, "--run", "nope", "--data-dir", str(tmp_path)]) == 2
+    assert "no run 'nope'" in capsys.readouterr().err

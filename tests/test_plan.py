@@ -1,0 +1,114 @@
+"""The plan: counts that must be exact, estimates that must move the right way and stay near published measurements."""
+
+from dataclasses import replace
+
+import pytest
+
+from deepdoctor.config import PRESETS, FinetuneConfig
+from deepdoctor.engine.protocol import ModelInfo
+from deepdoctor.errors import DatasetError
+from deepdoctor.plan import Plan, padded_length, plan, trainable_parameters
+
+SIZES = {"q_proj": (4096, 4096), "k_proj": (4096, 1024), "v_proj": (4096, 1024), "o_proj": (4096, 4096)}
+WIDE = {"gate_proj": (4096, 14336), "up_proj": (4096, 14336), "down_proj": (14336, 4096)}
+LLAMA_8B = ModelInfo(
+    name="8B",
+    device="NVIDIA H200",
+    precision="4bit",
+    parameters=8_030_261_248,
+    layers=32,
+    hidden_size=4096,
+    vocabulary=128_256,
+    max_length=131_072,
+    projections=SIZES | WIDE,
+    tokenizer_file="",
+    eos="<eos>",
+    base_hash="",
+    flops=790e12,
+    memory_bytes=140 * 2**30,
+)
+ROWS = [500 + index % 301 for index in range(476)]
+ARTICLE = PRESETS["article"]
+
+
+def test_counts_of_the_article_recipe() -> None:
+    found = plan(ARTICLE, LLAMA_8B, ROWS)
+    assert (found.rows, found.left_out, found.held_out, found.steps) == (476, 0, 24, 60)
+    assert found.tokens == round(60 * 8 * sum(ROWS) / len(ROWS))
+    assert found.epochs == pytest.approx(480 / 476)
+    assert found.trainable_parameters == 41_943_040
+
+
+def test_rows_longer_than_the_limit_are_left_out_and_counted() -> None:
+    found = plan(ARTICLE.changed(max_seq_length=600), LLAMA_8B, [100, 600, 601, 5000])
+    assert (found.rows, found.left_out) == (2, 2)
+    assert found.tokens == 60 * 8 * 350
+
+
+def test_whole_epochs_take_as_many_steps_as_the_rows_need() -> None:
+    assert plan(PRESETS["full_epoch"], LLAMA_8B, [100] * 81).steps == 11
+
+
+def test_memory_is_near_the_measured_run() -> None:
+    found = plan(ARTICLE, LLAMA_8B, ROWS)
+    assert 6 * 2**30 < found.memory_bytes < 10 * 2**30
+    assert found.fits
+    assert not plan(ARTICLE, replace(LLAMA_8B, memory_bytes=4 * 2**30), ROWS).fits
+
+
+def test_time_is_above_the_roofline_and_below_the_slowest_measurement() -> None:
+    assert 20 < plan(ARTICLE, LLAMA_8B, ROWS).seconds < 240
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"max_steps": 120},
+        {"gradient_checkpointing": True},
+        {"held_out_rows": 200},
+        {"eval_steps": 5},
+        {"probe_steps": 5},
+        {"probe_questions": ("a", "b")},
+    ],
+)
+def test_more_work_takes_longer(more: dict[str, object]) -> None:
+    less = FinetuneConfig(gradient_checkpointing=False, probe_questions=("a",))
+    assert plan(less.changed(**more), LLAMA_8B, ROWS).seconds > plan(less, LLAMA_8B, ROWS).seconds
+
+
+@pytest.mark.parametrize("more", [{"lora_rank": 64}, {"batch_size": 8}, {"optimizer": "adamw_torch"}, {"gradient_checkpointing": False}])
+def test_more_state_takes_more_memory(more: dict[str, object]) -> None:
+    assert plan(ARTICLE.changed(**more), LLAMA_8B, ROWS).memory_bytes > plan(ARTICLE, LLAMA_8B, ROWS).memory_bytes
+
+
+def test_checkpointing_and_8_bit_states_count_for_nothing_on_a_cpu() -> None:
+    cpu = replace(LLAMA_8B, device="CPU (2 cores)", precision="float32")
+    plain = ARTICLE.changed(gradient_checkpointing=False, optimizer="adamw_torch")
+    first, second = plan(ARTICLE, cpu, ROWS), plan(plain, cpu, ROWS)
+    assert (first.memory_bytes, first.seconds) == (second.memory_bytes, second.seconds)
+
+
+def test_no_evaluation_and_no_probes_cost_nothing() -> None:
+    quiet = ARTICLE.changed(held_out_rows=0, probe_steps=0)
+    assert plan(quiet, LLAMA_8B, ROWS).seconds == plan(quiet.changed(eval_steps=1, probe_tokens=4000), LLAMA_8B, ROWS).seconds
+
+
+def test_adapter_grows_with_rank() -> None:
+    assert trainable_parameters(ARTICLE.changed(lora_rank=32), LLAMA_8B) == 2 * trainable_parameters(ARTICLE, LLAMA_8B)
+
+
+def test_padding_goes_to_the_longest_row_of_the_batch() -> None:
+    assert padded_length([10, 20, 30], 1) == pytest.approx(20)
+    assert padded_length([10, 30], 2) == pytest.approx(25)
+    assert 29.9 < padded_length([10, 20, 30], 50) <= 30
+
+
+@pytest.mark.parametrize(("lengths", "says"), [([], "Dataset tab"), ([5000, 6000], "Raise the longest row")])
+def test_nothing_to_train_on_is_an_error(lengths: list[int], says: str) -> None:
+    with pytest.raises(DatasetError, match=says):
+        plan(ARTICLE, LLAMA_8B, lengths)
+
+
+def test_a_plan_compares_by_value() -> None:
+    assert plan(ARTICLE, LLAMA_8B, ROWS) == plan(ARTICLE, LLAMA_8B, ROWS)
+    assert isinstance(plan(ARTICLE, LLAMA_8B, ROWS), Plan)

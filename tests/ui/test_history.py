@@ -1,0 +1,18 @@
+"""The list of saved comparisons."""
+
+from pathlib import Path
+
+from deepdoctor.ui import history
+from tests.ui.fakes import fake_comparison, fake_context, fake_run
+
+
+def test_the_history_lists_newest_first_as_links(tmp_path: Path):
+    context = fake_context(tmp_path)
+    assert "None yet" in history.saved(context)
+    run = fake_run(context.settings.data_dir, name="a <run>")
+    saved = context.comparisons.save(fake_comparison(run=run.id, question="<script>x</script>", step=20))
+    listed = history.saved(context)
+    assert f'href="?comparison={saved.id}"' in listed
+    assert "&lt;script&gt;" in listed
+    assert "<script>" not in listed
+    assert "a &lt;run&gt;, checkpoint 20" in listed

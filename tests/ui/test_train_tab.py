@@ -1,0 +1,264 @@
+"""The train tab's handlers over a fed engine and real run folders."""
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, ModelConfig, preset
+from deepdoctor.engine.protocol import EngineState
+from deepdoctor.ui import train_tab
+from deepdoctor.ui.context import Context
+from deepdoctor.ui.form import build_form
+from deepdoctor.ui.loaded import Loaded
+from deepdoctor.ui.train_events import NOTHING_SEEN, TrainEvents
+from tests.ui.fakes import NANO, READY, FakeEngine, fake_context, fake_run
+
+SKIPPED = gr.skip()
+QUICK = PRESETS["quick"]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> dict[str, object]:
+    """Thirty short rows in a file."""
+    rows = [{"Question": f"Which sign {word}?", "Complex_CoT": f"Think {word}.", "Response": f"Sign {word}."} for word in range(30)]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    return DatasetConfig(source="file", path=str(file)).model_dump()
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    """A context whose model's tokenizer takes one token a character."""
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    state = replace(READY, model=replace(NANO, tokenizer_file=str(tmp_path / "tokenizer.json")))
+    return fake_context(tmp_path / "data", state)
+
+
+@pytest.fixture
+def events(context: Context) -> TrainEvents:
+    async def made() -> TrainEvents:
+        with gr.Blocks():
+            return TrainEvents(context, Loaded(), build_form(QUICK, without=("preset",)))
+
+    return asyncio.run(made())
+
+
+def values(events: TrainEvents, config: FinetuneConfig = QUICK, **changes: object) -> list[object]:
+    updates = dict(zip((each.name for each in events.form.settings), events.form.show(config), strict=True))
+    return [changes.get(name, update["value"]) for name, update in updates.items()]
+
+
+def engine(context: Context) -> FakeEngine:
+    assert isinstance(context.engine, FakeEngine)
+    return context.engine
+
+
+def test_the_tab_builds(context: Context) -> None:
+    async def made() -> gr.Blocks:
+        with gr.Blocks(analytics_enabled=False) as page:
+            dataset = gr.State(DatasetConfig().model_dump())
+            with gr.Tabs(), gr.Tab("Train") as tab:
+                train_tab.build(context, dataset, tab)
+        return page
+
+    labels = {getattr(block, "label", None) for block in asyncio.run(made()).blocks.values()}
+    assert {"Steps", "Learning rate", "Name of the run", "Smoothing"} <= labels
+
+
+def test_a_preset_fills_the_form(events: TrainEvents) -> None:
+    _words, problems, *updates = events.use_preset("article")
+    assert problems == {}
+    assert events.form.read([update["value"] for update in updates], {"preset": "article"}) == preset("article")
+
+
+def test_review_tells_what_the_run_takes(events: TrainEvents, dataset: dict[str, object]) -> None:
+    words, problems, *_ = events.review(dataset, "quick", {}, *values(events, held_out_rows=5))
+    assert problems == {}
+    assert "<dd>25</dd>" in words
+    assert "<dd>60</dd>" in words
+    assert "444 k" in words
+    assert "about" in words
+
+
+def test_review_waits_for_the_model(events: TrainEvents, context: Context, dataset: dict[str, object]) -> None:
+    engine(context).state = EngineState("loading", "Loading")
+    assert "still loading" in events.review(dataset, "quick", {}, *values(events))[0]
+
+
+def test_review_puts_each_problem_at_its_setting(events: TrainEvents, dataset: dict[str, object]) -> None:
+    words, problems, *updates = events.review(dataset, "quick", {}, *values(events, batch_size=300, learning_rate=2))
+    assert "2 settings need attention: Learning rate, Batch size" in words
+    told = [update["info"] for update in updates if "info" in update]
+    assert len(told) == 2
+    again = events.review(dataset, "quick", problems, *values(events, batch_size=300, learning_rate=2))
+    assert all(update == SKIPPED for update in again[2:])
+
+
+def test_review_says_when_no_row_is_left(events: TrainEvents, dataset: dict[str, object]) -> None:
+    assert "No row to train on is left" not in events.review(dataset, "quick", {}, *values(events, held_out_rows=5))[0]
+    assert "leave none to train on" in events.review(dataset, "quick", {}, *values(events, held_out_rows=30))[0]
+
+
+def test_online_logging_without_a_key_is_told_at_its_setting(
+    events: TrainEvents, dataset: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert "WANDB_API_KEY" in events.review(dataset, "quick", {}, *values(events, wandb="online"))[1]["wandb"]
+
+
+def test_start_makes_a_run_and_hands_it_over(events: TrainEvents, context: Context, dataset: dict[str, object]) -> None:
+    notice = events.start(dataset, "quick", "mine", *values(events, held_out_rows=5))[0]
+    (run,) = context.runs.list()
+    assert engine(context).trained == [(run.id, False)]
+    assert run.name == "mine"
+    assert run.finetune == QUICK.changed(held_out_rows=5)
+    assert run.dataset == DatasetConfig.of(dataset)
+    assert run.model == ModelConfig()
+    assert "Started mine" in notice
+
+
+def test_a_second_start_names_the_run_that_trains(events: TrainEvents, context: Context, dataset: dict[str, object]) -> None:
+    events.start(dataset, "quick", "first", *values(events, held_out_rows=5))
+    with pytest.raises(gr.Error, match="Run first is training already"):
+        events.start(dataset, "quick", "second", *values(events, held_out_rows=5))
+    assert len(context.runs.list()) == 1
+
+
+def test_start_with_wrong_settings_makes_no_run(events: TrainEvents, context: Context, dataset: dict[str, object]) -> None:
+    notice, *updates = events.start(dataset, "quick", "", *values(events, lora_rank=0))
+    assert "Not started" in notice
+    assert sum("info" in update for update in updates) == 1
+    assert context.runs.list() == []
+
+
+def test_start_without_rows_or_model_makes_no_run(events: TrainEvents, context: Context, dataset: dict[str, object]) -> None:
+    with pytest.raises(gr.Error, match="leave none"):
+        events.start(dataset, "quick", "", *values(events, held_out_rows=30))
+    engine(context).state = EngineState("loading", "Loading")
+    with pytest.raises(gr.Error, match="not loaded yet"):
+        events.start(dataset, "quick", "", *values(events))
+    assert context.runs.list() == []
+
+
+def test_stop_asks_the_engine(events: TrainEvents, context: Context) -> None:
+    with pytest.raises(gr.Error, match="No run is training"):
+        events.stop()
+    fake_run(context.runs.root.parent, "long one", "running")
+    assert "Stopping long one" in events.stop()
+    assert engine(context).training_stops == 1
+
+
+@pytest.mark.parametrize("state", ["stopped", "interrupted", "failed"])
+def test_resume_continues_the_shown_run(events: TrainEvents, context: Context, state: str) -> None:
+    run = fake_run(context.runs.root.parent, "cut", state)
+    seen = events.draw(NOTHING_SEEN, "none", 1)[-1]
+    assert "from step 40" in events.resume(seen)
+    assert engine(context).trained == [(run.id, True)]
+
+
+def test_a_finished_run_is_not_resumed(events: TrainEvents, context: Context) -> None:
+    run = fake_run(context.runs.root.parent)
+    with pytest.raises(gr.Error, match="is finished"):
+        events.resume((run.id,))
+
+
+def test_config_file_goes_out_and_comes_back(events: TrainEvents, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    config = QUICK.changed(lora_rank=8, probe_questions=("Why?",))
+    file.write_text(events.config_text("quick", *values(events, config)), encoding="utf-8")
+    notice, chosen, _words, _problems, *updates = events.load_config(str(file))
+    assert "mine.json" in notice
+    assert chosen["value"] == "quick"
+    assert events.form.read([update["value"] for update in updates], {"preset": "quick"}) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [('{"learning_speed": 3}', "learning_speed"), ("{", "not a configuration file"), ("[1]", "expected")]
+)
+def test_a_wrong_config_file_changes_nothing(events: TrainEvents, tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(text, encoding="utf-8")
+    notice, *others = events.load_config(str(file))
+    assert says in notice
+    assert all(update == SKIPPED for update in others)
+
+
+def test_without_runs_the_live_view_says_what_will_be_there(events: TrainEvents) -> None:
+    assert "No run yet" in events.draw(NOTHING_SEEN, "none", 1)[0]
+    assert events.tick(NOTHING_SEEN, "none", 1) == SKIPPED
+
+
+def test_a_tick_draws_only_what_is_new(events: TrainEvents, context: Context) -> None:
+    run = fake_run(context.runs.root.parent, "live", "running")
+    seen = events.tick(NOTHING_SEEN, "none", 1)[-1]
+    assert events.tick(seen, "none", 1) == SKIPPED
+    run.append_metric({"step": 42, "loss": 0.123})
+    drawn = events.tick(seen, "none", 1)
+    assert "0.123" in drawn[0]
+    assert "Step 42" in drawn[3]
+    other_viewer = events.tick(NOTHING_SEEN, "none", 1)
+    assert other_viewer[:4] == drawn[:4]
+
+
+def test_the_buttons_follow_the_state(events: TrainEvents, context: Context) -> None:
+    run = fake_run(context.runs.root.parent, "live", "running")
+    _, stop, resume, *_ = events.draw(NOTHING_SEEN, "none", 1)
+    assert (stop["visible"], resume["visible"]) == (True, False)
+    run.set_status(state="interrupted", message="The engine process was killed by signal 9.")
+    progress, stop, resume, *_ = events.draw(NOTHING_SEEN, "none", 1)
+    assert (stop["visible"], resume["visible"]) == (False, True)
+    assert "killed by signal 9" in progress
+
+
+def probe(step: int, **changes: object) -> dict[str, object]:
+    return {"step": step, "question": "Why?", "reasoning": f"Thought {step}", "response": f"Answer {step}", "closed": True, **changes}
+
+
+def test_probe_answers_are_stepped_through_and_followed(events: TrainEvents, context: Context) -> None:
+    run = fake_run(context.runs.root.parent, "live", "running")
+    run.append_probe(probe(0))
+    run.append_probe(probe(20))
+    first = events.draw(NOTHING_SEEN, "none", 1)
+    assert (first[4]["maximum"], first[4]["value"]) == (2, 2)
+    assert "Answer 0" in first[5]
+    assert "Answer 20" in first[5]
+    run.append_probe(probe(40))
+    assert events.tick(first[-1], "none", 2)[4]["value"] == 3
+    assert events.tick(first[-1], "none", 1)[4]["value"] == 1
+    assert "Answer 20" not in events.step_through(first[-1], 3)
+    assert "Answer 40" in events.step_through(first[-1], 3)
+
+
+def test_a_cut_off_thought_is_no_answer(events: TrainEvents, context: Context) -> None:
+    run = fake_run(context.runs.root.parent, "live", "running")
+    run.append_probe(probe(0, closed=False, response="half of it"))
+    shown = events.draw(NOTHING_SEEN, "none", 1)[5]
+    assert "Cut off" in shown
+    assert "half of it" not in shown
+
+
+def test_model_text_stays_text(events: TrainEvents, context: Context) -> None:
+    run = fake_run(context.runs.root.parent, "<script>alert(1)</script>", "failed")
+    run.set_status(message="<img src=x onerror=alert(2)>", wandb_url="javascript:alert(3)")
+    run.log("<form>${1}{{2}}")
+    run.append_probe(probe(0, reasoning="<svg onload=alert(4)>", response="**<marquee>** ${3}", question="<iframe>"))
+    drawn = "".join(part for part in events.draw(NOTHING_SEEN, "none", 1) if isinstance(part, str))
+    for payload in ("<script", "<img", "<form", "<svg onload", "<marquee", "<iframe", "${", "{{", "javascript:"):
+        assert payload not in drawn
+
+
+def test_the_address_of_a_logged_run_is_a_link(events: TrainEvents, context: Context) -> None:
+    fake_run(context.runs.root.parent).set_status(wandb_url="https://wandb.ai/me/deepdoctor/runs/1")
+    assert 'href="https://wandb.ai/me/deepdoctor/runs/1"' in events.draw(NOTHING_SEEN, "none", 1)[0]
+
+
+def test_the_form_is_reviewed_once_the_model_is_there(events: TrainEvents) -> None:
+    assert events.model_known("") == NANO.base_hash
+    assert events.model_known(NANO.base_hash) == SKIPPED
