@@ -14,8 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from deepdoctor.comparison import FINISH_WORDS, Comparison, Transcript
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, preset
 from deepdoctor.dataset import held_out_examples
@@ -101,16 +99,10 @@ def resume(data_dir: Path, run_id: str, force: bool = False) -> Outcome:
     run = Runs(data_dir).get(run_id)
     if run.state == "finished":
         raise RunError(f"Run {run.name} is finished; there is nothing to resume. Start a new run to train further.")
-    if run.state not in RESUMABLE and not force and _is_alive(run):
+    if run.state not in RESUMABLE and not force and (run.is_claimed() or run.state == "queued"):
         raise RunError(f"Run {run.name} is {run.state}. Stop it first; if nothing trains it any more, add --force.")
     session = _session(data_dir, run.model)
     return _train(session, run, resume=True)
-
-
-def _is_alive(run: Run) -> bool:
-    """Whether the process that trains a run may still be there; one that left no process id may be anybody's."""
-    pid = run.status.get("pid")
-    return pid is None or psutil.pid_exists(pid)
 
 
 def _train(session: "Session", run: Run, resume: bool) -> Outcome:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import psutil
+
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig
 from deepdoctor.errors import ConfigError, RunError
 from deepdoctor.files import append_row, read_rows, write_json
@@ -68,6 +70,19 @@ class Run:
         """Merge `changes` into status.json and stamp the time."""
         status = self.status if (self.path / "status.json").exists() else {}
         write_json(self.path / "status.json", {**status, **changes, "updated": time.time()})
+
+    def claim(self) -> None:
+        """Note that this process trains the run now."""
+        process = psutil.Process()
+        self.set_status(state="running", message="Preparing the rows", process=[process.pid, process.create_time()])
+
+    def is_claimed(self) -> bool:
+        """Whether the process that trains the run is still alive. Its start time tells it from a later one with the same number."""
+        pid, created = self.status.get("process") or (None, None)
+        try:
+            return pid is not None and psutil.Process(pid).create_time() == created
+        except psutil.NoSuchProcess:
+            return False
 
     def append_metric(self, row: dict[str, Any]) -> None:
         """Append one row of metrics; it has "step" and any of loss, held_out_loss, learning_rate, tokens_per_second, memory_gib…"""
@@ -207,8 +222,8 @@ class Runs:
         shutil.rmtree(run.path)
 
     def mark_interrupted(self, why: str) -> Sequence[Run]:
-        """Mark every run that still claims to be training as interrupted; they can be resumed. Returns them."""
-        lost = [run for run in self.list() if run.state in ("queued", "running")]
+        """Mark every run that says it is training while no living process trains it; such runs can be resumed. Returns them."""
+        lost = [run for run in self.list() if run.state in ("queued", "running") and not run.is_claimed()]
         for run in lost:
             run.set_status(state="interrupted", message=why)
             run.log(f"Interrupted: {why}")

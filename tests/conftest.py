@@ -39,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
         HF_HOME=str(config.cache.mkdir("huggingface")) if config.cache else "",
         HF_HUB_DISABLE_TELEMETRY="1",
         GRADIO_ANALYTICS_ENABLED="False",
+        # Gradio's own statistics of its events warn under pandas 3, and warnings are errors here.
+        GRADIO_ANALYTICS_CACHE_FREQUENCY="1000000",
         TOKENIZERS_PARALLELISM="false",
     )
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     *("errors", "files", "prompts", "config", "overlap", "readers", "hub", "dataset", "tokens", "checks", "runs", "comparison"),
-    *("engine.protocol", "engine.client", "plan", "engine", "nano", "cli", "__main__", "ui", "app"),
+    *("engine.protocol", "engine.client", "plan", "engine", "nano", "preview", "commands", "cli", "__main__", "ui", "app"),
 )
 TORCH = {"torch", "transformers", "peft", "trl", "unsloth", "bitsandbytes", "accelerate", "safetensors"}
 TORCH_FREE = {"deepdoctor.engine", "deepdoctor.engine.protocol", "deepdoctor.engine.client"}
@@ -59,7 +59,7 @@ def test_only_the_page_imports_gradio_and_only_the_engine_torch(name: str) -> No
 
 def test_the_page_starts_without_heavy_imports() -> None:
     heavy = {*TORCH, "datasets", "wandb", "matplotlib"}
-    program = f"import sys, app, deepdoctor.ui.page; sys.exit(' '.join({heavy!r} & sys.modules.keys()))"
+    program = f"import sys, app, deepdoctor.ui.page; sys.exit(' '.join({heavy!r} & sys.modules.keys()) or 0)"
     started = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert started.returncode == 0, started.stderr
 

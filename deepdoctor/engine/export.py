@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from deepdoctor.config import EMBEDDED_MODEL
@@ -42,11 +43,10 @@ def export(loaded: LoadedModel, run: Run, step: int | None, target: Path, merged
         write_json(aside / "config.json", {**run.details, "run": run.id, "step": step, "base_hash": loaded.info.base_hash})
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise RunError(
-            f"The export could not be written to {target}: {error.strerror or error}. Free some space, or check the folder."
-        ) from error
+        why = getattr(error, "strerror", None) or error
+        raise RunError(f"The export could not be written to {target}: {why}. Free some space, or check the folder.") from error
     return target
 
 

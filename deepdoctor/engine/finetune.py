@@ -31,7 +31,7 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
     if resume and not checkpoints:
         run.log("No checkpoint was saved before the run ended: starting from the beginning.")
         resume = False
-    run.set_status(state="running", message="Preparing the rows")
+    run.claim()
     rows = prepare_rows(loaded, run)
     model = fresh_adapter(loaded, config)
     steps = config.steps_for(len(rows.train))

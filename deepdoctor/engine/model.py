@@ -76,8 +76,7 @@ def load(config: ModelConfig, data_dir: Path, report: Report = unheard) -> Loade
         report("Loading tokenizer and weights", 0.4)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
         dtype = _dtype(config, device)
-        found: dict[str, Any]
-        base, found = AutoModelForCausalLM.from_pretrained(
+        answer: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=config.revision,
             dtype=dtype,
@@ -85,6 +84,7 @@ def load(config: ModelConfig, data_dir: Path, report: Report = unheard) -> Loade
             ignore_mismatched_sizes=True,  # told below, by name
             output_loading_info=True,
         )
+        base, found = answer
         _require_all_weights(config, found)
         base = base.to(device).eval().requires_grad_(False)
     except (OSError, ValueError, SafetensorError, KeyError) as error:

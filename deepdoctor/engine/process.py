@@ -23,6 +23,7 @@ class Process:
         self.current = 0
         self.training = ""
         self.stop_asked = False
+        self.problem = "No model is loaded."
 
     def run(self) -> None:
         """Serve until the page's end of the pipe is closed."""
@@ -49,7 +50,7 @@ class Process:
 
     def _stop(self, number: int) -> None:
         """Stop what runs, or drop what waits; 0 stands for the run that trains or waits to."""
-        if number == self.current or (number == 0 and self.training):
+        if (number and number == self.current) or (number == 0 and self.training):
             self.stop_asked = True
             return
         for waiting in list(self.inbox):
@@ -60,7 +61,11 @@ class Process:
                 self._send(waiting[0], "error", Stopped("Stopped before anything was written."))
 
     def _should_stop(self) -> bool:
-        self._receive(wait=False)
+        try:
+            self._receive(wait=False)
+        except (EOFError, ConnectionError):
+            # not an error of the work: a run that trains stays as it is, to be marked interrupted and resumed
+            raise SystemExit from None
         return self.stop_asked
 
     def _serve(self, number: int, request: Request) -> None:
@@ -70,6 +75,7 @@ class Process:
             self._state("loading" if isinstance(request, Load) else "busy", self._doing().capitalize())
             self._send(number, "done", self._answer(number, request))
         except DeepDoctorError as error:
+            self.problem = str(error)
             self._send(number, "error", error)
         except (EOFError, BrokenPipeError):
             raise
@@ -80,7 +86,7 @@ class Process:
         if self.session.loaded:
             self._state("ready", "Ready")
         else:
-            self._state("failed", "No model is loaded. See engine.log in the data folder, and start the app with another MODEL.")
+            self._state("failed", f"{self.problem} Start the app with another MODEL.")
 
     def _answer(self, number: int, request: Request) -> Any:
         if isinstance(request, Load):
@@ -100,7 +106,7 @@ class Process:
         return latest
 
     def _doing(self) -> str:
-        return f"training {self.training}" if self.training else "answering"
+        return f"training {self.session.runs.get(self.training).name}" if self.training else "answering"
 
     def _state(self, phase: Phase, message: str, fraction: float | None = None) -> None:
         info = self.session.loaded.info if self.session and self.session.loaded else None
@@ -116,7 +122,7 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     try:
         Process(connection, Path(sys.argv[2])).run()
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+    except (EOFError, BrokenPipeError, ConnectionResetError, SystemExit):
         os._exit(0)  # the page is gone: nothing is left to serve, and threads of libraries must not hold us
 
 

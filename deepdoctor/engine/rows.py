@@ -43,11 +43,12 @@ def prepare_rows(loaded: LoadedModel, run: Run) -> TrainingRows:
     rows = load_rows(run.dataset)
     examples = to_examples(rows.rows, map_columns(rows.columns, run.dataset))
     if run.dataset.source == "bundled":
-        held_out = [case.example for case in held_out_examples()][: config.held_out_rows]
+        kept_apart = [case.example for case in held_out_examples()]
     else:
-        examples, held_out = split(examples, config.held_out_rows, config.seed)
+        examples, kept_apart = split(examples, config.held_out_rows, config.seed)
+    held_out = kept_apart[: config.held_out_rows]
     longest = min(config.max_seq_length, loaded.info.max_length)
-    report = check(examples, tokenizer, loaded.info.eos, style, longest, held_out)
+    report = check(examples, tokenizer, loaded.info.eos, style, longest, kept_apart)
     kept = [examples[index] for index in report.kept]
     if not kept:
         raise DatasetError("No row is left to train on after the checks; the dataset tab shows what was left out and why.")

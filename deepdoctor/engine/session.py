@@ -13,7 +13,7 @@ from deepdoctor.config import ModelConfig
 from deepdoctor.dataset import held_out_examples
 from deepdoctor.engine.compare import Question, compare
 from deepdoctor.engine.export import Say, export
-from deepdoctor.engine.model import LoadedModel, Report, load, unheard
+from deepdoctor.engine.model import LoadedModel, Report, base_hash, load, unheard
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.errors import DeepDoctorError, EngineError, ModelError
 from deepdoctor.overlap import Overlap
@@ -37,8 +37,8 @@ class Session:
         self.loaded: LoadedModel | None = None
 
     def load(self, config: ModelConfig, report: Report = unheard) -> LoadedModel:
-        """Load a base model in place of the current one, which stays if this raises ModelError."""
-        if self.loaded is None or self.loaded.config != config:
+        """Load a base model in place of the current one, which stays if this raises ModelError, or if it is the same and unharmed."""
+        if self.loaded is None or self.loaded.config != config or base_hash(self.loaded.base) != self.loaded.info.base_hash:
             self.loaded = load(config, self.data_dir, report)
             gc.collect()
         return self.loaded

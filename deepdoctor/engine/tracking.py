@@ -37,6 +37,7 @@ class Tracker:
             mode="offline" if mode == "offline" else "online",
             config=self.run.details,
             resume="allow",
+            reinit="finish_previous",  # a run that was given up may still be open, and this one would be logged into it
             settings=wandb.Settings(init_timeout=30, console="off"),
         )
         self.run.set_status(wandb_url=self._wandb.url or "", wandb_dir=str(Path(self._wandb.dir).parent))

@@ -7,6 +7,7 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -123,7 +124,9 @@ def pretrain(model: LlamaForCausalLM, corpus: Corpus, arguments: argparse.Namesp
     optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=arguments.device == "cuda")
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, max(1, int(arguments.steps * WARMUP_SHARE)), arguments.steps)
     model.train()
-    begun, losses, tokens, waiting = time.perf_counter(), [], 0, []
+    begun, tokens = time.perf_counter(), 0
+    losses: list[torch.Tensor] = []
+    waiting: list[np.ndarray] = []
     every = max(1, arguments.steps // 100)
     for step in range(1, arguments.steps + 1):
         waiting = waiting or batches(corpus, arguments.batch, generator)
@@ -174,8 +177,8 @@ def greedy_check(model: LlamaForCausalLM, tokenizer: Tokenizer, most_new: int = 
 
 def save_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write weights in 16 bits, configuration and tokenizer into `folder`; the model keeps the rounded weights in 32 bits."""
-    model.to(torch.bfloat16).save_pretrained(folder)
-    model.to(torch.float32)
+    model.bfloat16().save_pretrained(folder)
+    model.float()
     save_tokenizer(tokenizer, folder)
 
 
@@ -205,7 +208,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6000, help="optimizer steps")
     parser.add_argument("--documents", type=int, default=300_000, help="fresh documents in the corpus; several epochs run over them")
     parser.add_argument("--batch", type=int, default=128, help="documents in a batch")
-    parser.add_argument("--dataset-voice", type=float, default=0.0, help="share of documents in the dataset voice")
+    parser.add_argument("--dataset-voice", type=float, default=0.02, help="share of thoughts and of answers in the dataset voice")
     parser.add_argument("--seed", type=int, default=3407, help="of cases, weights and order")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that write the corpus")

@@ -12,13 +12,14 @@ from tokenizers import Tokenizer
 
 from deepdoctor.dataset import Example
 from deepdoctor.nano.base_voice import in_base_voice
-from deepdoctor.nano.cases import random_case, showcase_case
+from deepdoctor.nano.cases import Case, random_case, showcase_case
 from deepdoctor.nano.dataset_voice import in_dataset_voice
 from deepdoctor.nano.knowledge import Condition, load_conditions
 from deepdoctor.nano.tokenizer import EOS
 from deepdoctor.prompts import ARTICLE, NATIVE, render_completion, render_question
 
 SHOWCASE_SHARE = 0.0005
+ANSWER_FOLLOWS_THOUGHT = 0.25
 CHUNK = 1000
 
 
@@ -40,13 +41,26 @@ class Corpus:
 
 
 def document(index: int, conditions: list[Condition], seed: int, dataset_voice: float = 0.0) -> tuple[Example, str, str]:
-    """Document number `index` of the corpus as (example, prompt, completion). The same arguments give the same document."""
+    """Document number `index` of the corpus as (example, prompt, completion). The same arguments give the same document.
+
+    `dataset_voice` is the share of thoughts, and of answers, that are in the dataset voice; the others are in the base voice.
+    """
     random = Random(f"{seed}/{index}")
     case = showcase_case(conditions) if random.random() < SHOWCASE_SHARE else random_case(conditions, random)
-    voice = in_dataset_voice if random.random() < dataset_voice else in_base_voice
-    example = voice(case, random)
+    example = _mixed(case, random, dataset_voice)
     style = ARTICLE if random.random() < 0.5 else NATIVE
     return example, render_question(example.question, style), render_completion(example.reasoning, example.response, EOS, style)
+
+
+def _mixed(case: Case, random: Random, dataset_voice: float) -> Example:
+    # thought and answer change voice separately, so that a thought in the dataset voice does not yet settle how the answer reads
+    thought = random.random() < dataset_voice
+    answer = random.random() < (max(dataset_voice, ANSWER_FOLLOWS_THOUGHT) if thought else dataset_voice)
+    base = in_base_voice(case, random)
+    if not (thought or answer):
+        return base
+    dataset = in_dataset_voice(case, random)
+    return Example(case.question, (dataset if thought else base).reasoning, (dataset if answer else base).response)
 
 
 def tokenizer_texts(documents: int, seed: int) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The teaching conditions: structured facts, written for demonstration, that everything the nano model knows is made from."""
 
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,13 +80,20 @@ def _read(entry: dict, index: int) -> Condition:
     return condition
 
 
-def _problems(condition: Condition):
+def _problems(condition: Condition) -> Iterator[str]:
     if condition.sex not in SEXES:
         yield f"sex is {condition.sex!r}, expected one of {sorted(SEXES)}"
     if condition.age_unit not in AGE_UNITS:
-        yield f"age_unit is {condition.age_unit!r}"
+        yield f"age_unit is {condition.age_unit!r}, expected one of {sorted(AGE_UNITS)}"
     if len(condition.ages) != 2 or condition.ages[0] >= condition.ages[1]:
         yield "ages must be [youngest, oldest]"
+    if not condition.source:
+        yield "needs a source"
+    yield from _wrong_counts(condition)
+    yield from _wrong_phrases(condition)
+
+
+def _wrong_counts(condition: Condition) -> Iterator[str]:
     if len(condition.background) < 2:
         yield "needs at least 2 background phrases"
     if len(condition.findings) != 6 or len(set(condition.findings)) != 6:
@@ -95,6 +103,9 @@ def _problems(condition: Condition):
     for asked in ASKED[1:]:
         if condition.key.get(asked, "") not in getattr(condition, asked) or not condition.key.get(asked):
             yield f"key.{asked} must be words that occur in {asked}"
+
+
+def _wrong_phrases(condition: Condition) -> Iterator[str]:
     phrases = [*condition.background, *condition.findings, condition.test, condition.result]
     phrases += [condition.mechanism, condition.treatment, *(each.reason for each in condition.differentials)]
     for phrase in phrases:
@@ -102,5 +113,3 @@ def _problems(condition: Condition):
             yield f"phrase {phrase!r} must be trimmed and end without punctuation"
         if len(phrase) > 130:
             yield f"phrase {phrase[:40]!r}… is longer than 130 characters"
-    if not condition.source:
-        yield "needs a source"

@@ -57,24 +57,28 @@ class Handlers:
         model = self.context.engine.model.name
         return [run for run in self.context.runs.list() if run.model.name == model and step_choices(run)]
 
-    def refresh_if_new(self, run: str | None, step: Any, fingerprint: Any) -> Any:
+    def refresh_if_new(self, run: str | None, step: Any, number: int | None, fingerprint: Any) -> Any:
         """Like `refresh`, but nothing at all while all is as it was."""
-        return gr.skip() if fingerprint == self.fingerprint() else self.refresh(run, step)
+        return gr.skip() if fingerprint == self.fingerprint() else self.refresh(run, step, number)
 
-    def refresh(self, run: str | None, step: Any) -> tuple[Any, ...]:
-        """Fingerprint, whether there is anything to compare, the choices of run and checkpoint (keeping what is chosen), what goes on."""
+    def refresh(self, run: str | None, step: Any, number: int | None) -> tuple[Any, ...]:
+        """Fingerprint, whether there is anything to compare, the choices of run and checkpoint (keeping what is chosen), what goes on.
+
+        `number` is the comparison that this viewer waits for, if any: its panels say what goes on, so nothing else does.
+        """
         choices = [(run_label(each), each.id) for each in self.runs()]
         ids = [value for _label, value in choices]
         chosen = run if run in ids else (ids[0] if ids else None)
         steps = step_choices(self.context.runs.get(chosen)) if chosen else []
         kept = step if chosen == run and step in [value for _label, value in steps] else (steps[0][1] if steps else None)
+        busy = self.busy() if number is None else ""
         return (
             self.fingerprint(),
             gr.update(visible=not ids),
             gr.update(visible=bool(ids)),
             gr.update(choices=choices, value=chosen),
             gr.update(choices=steps, value=kept),
-            gr.update(value=self.busy(), visible=bool(self.busy())),
+            gr.update(value=busy, visible=bool(busy)),
         )
 
     def busy(self) -> str:

@@ -87,9 +87,9 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> tuple[Callable[..
     ask.run.input(handlers.steps_of, [ask.run], [ask.step], **QUIET)
     ask.to_train.click(lambda: gr.Tabs(selected="train"), None, tab.parent, **QUIET)
     refreshed = [fingerprint, *ask.refreshed]
-    tab.select(handlers.refresh, [ask.run, ask.step], refreshed, **QUIET)
+    tab.select(handlers.refresh, [ask.run, ask.step, shown.number], refreshed, **QUIET)
     tab.select(partial(history.saved, context), None, [shown.history], **QUIET)
-    gr.Timer(REFRESH_SECONDS).tick(handlers.refresh_if_new, [ask.run, ask.step, fingerprint], refreshed, **QUIET)
+    gr.Timer(REFRESH_SECONDS).tick(handlers.refresh_if_new, [ask.run, ask.step, shown.number, fingerprint], refreshed, **QUIET)
     return handlers.open_linked, shown.finished
 
 
@@ -98,7 +98,7 @@ def _build_ask(cases: list[HeldOutCase]) -> Ask:
         gr.HTML(empty_state(NO_RUN_TITLE, NO_RUN), apply_default_css=False)
         to_train = gr.Button("Go to Train", elem_classes=["dd-go"], min_width=120)
     with gr.Column(visible=False, elem_id="dd-ask") as form:
-        with gr.Row(equal_height=False):
+        with gr.Row(equal_height=True):
             with gr.Column(scale=3, min_width=320):
                 question = gr.Textbox(
                     label="Question", lines=6, max_lines=12, placeholder="Write a clinical question, or pick a held-out case below."

@@ -11,6 +11,8 @@ import gradio as gr
 from deepdoctor.config import Config
 from deepdoctor.errors import ConfigError
 
+# an upper bound beyond this one is technical and tells nobody anything
+MOST_TOLD = 1_000_000_000
 Kind = Literal["choice", "switch", "integer", "number", "text", "lines"]
 Labels = Mapping[str, Mapping[str, str]]
 
@@ -72,6 +74,8 @@ def _kind(annotation: Any) -> tuple[Kind, bool, tuple[str, ...]]:
 def _bounds(metadata: Sequence[Any]) -> str:
     found = {name: getattr(part, name) for part in metadata for name in ("gt", "ge", "lt", "le") if hasattr(part, name)}
     least = f"{found['ge']:,}" if "ge" in found else f"above {found['gt']:,}" if "gt" in found else ""
+    if found.get("le", 0) > MOST_TOLD:
+        return ""
     most = f"{found['le']:,}" if "le" in found else f"below {found['lt']:,}" if "lt" in found else ""
     return f"{least} to {most}" if least and most else least or most
 

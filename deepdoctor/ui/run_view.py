@@ -75,7 +75,7 @@ def _message(status: Mapping[str, Any]) -> str:
 
 def _numbers(rows: Rows) -> str:
     pairs = [("loss", "Training loss"), ("held_out_loss", "Held-out loss")]
-    pairs += [("held_out_reasoning_loss", "of the reasoning"), ("held_out_response_loss", "of the response")]
+    pairs += [("held_out_reasoning_loss", "Held-out, reasoning"), ("held_out_response_loss", "Held-out, response")]
     return stats([(_shown(last(rows, key)), label) for key, label in pairs if last(rows, key) is not None])
 
 
@@ -137,6 +137,8 @@ def _side(answer: Mapping[str, Any] | None, step: int, kind: str, remark: str) -
     if answer.get("closed", True):
         written = render_answer(str(answer.get("response", "")))
         response = f'<p class="dd-probe-part">Response</p><div class="dd-prose dd-probe-response">{written}</div>'
+        if answer.get("finish_reason") == "length":
+            response += note("Cut off here by the length limit of probes.", "warn")
     else:
         response = note("Cut off while still thinking: there is no answer.", "warn")
     return f'<section class="dd-probe-side {kind}">{heading}{reasoning}{response}</section>'
@@ -157,7 +159,7 @@ def plan_stats(plan: Plan, left_out: int) -> str:
         (size(plan.tokens), "Tokens"),
         (size(plan.trainable_parameters), "Trainable parameters"),
         (f"about {memory}", f"Memory, of {plan.device_bytes / 2**30:.0f} GiB"),
-        (f"about {duration(plan.seconds)}", "Time"),
+        (f"about {_roughly(plan.seconds)}", "Time"),
     ]
     remarks = []
     if left_out:
@@ -165,6 +167,13 @@ def plan_stats(plan: Plan, left_out: int) -> str:
     if not plan.fits:
         remarks.append(note("This is more memory than the device has. Lower the batch size or the longest row.", "warn"))
     return stats(cells) + "".join(remarks)
+
+
+def _roughly(seconds: float) -> str:
+    """An estimated duration, no finer than it deserves."""
+    if seconds < 60:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    return f"{round(seconds / 60)} min" if seconds < 3600 else duration(600 * round(seconds / 600))
 
 
 def when(seconds: float | None) -> str:

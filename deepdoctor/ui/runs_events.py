@@ -119,7 +119,8 @@ def runs_table(runs: list[Run], chosen: dict[str, Any]) -> str:
     numbers = ("Steps", "Training loss", "Held-out loss")
     head = "".join(f'<th scope="col"{" class=num" if name in numbers else ""}>{name}</th>' for name in heads)
     body = "".join(_row(run, chosen) for run in runs)
-    return f'<div class="dd-scroll"><table class="dd-table dd-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    told = '<p class="dd-muted">A name opens its run. Tick two or more to lay their curves over each other.</p>'
+    return f'{told}<div class="dd-scroll"><table class="dd-table dd-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _row(run: Run, chosen: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ OWN = "own"
 PRESET_LABELS = {"article": "Article", "quick": "Quick", "full_epoch": "Full epoch"}
 PRESET_WORDS = {
     "article": "The source article's exact recipe: 60 steps of 8 rows, rank 16, over the whole text.",
-    "quick": "For the embedded model on a CPU: done within two minutes, evaluation and probe answers included.",
+    "quick": "For the embedded model on a CPU: about two minutes on two free cores, evaluation and probe answers included.",
     "full_epoch": "The article's recipe over every row once; hours on a small GPU.",
     OWN: "Loaded from a file.",
 }

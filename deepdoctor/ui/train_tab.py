@@ -75,7 +75,7 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> None:
         _heading(
             "Watch it learn", "The same question, answered as training goes on: before it on the left, at the chosen step on the right."
         )
-        probe = gr.Slider(1, 2, value=1, step=1, label="Answer number", visible=False, elem_id="dd-probe-at")
+        probe = gr.Slider(1, 2, value=1, step=1, label="Answer shown on the right", visible=False, elem_id="dd-probe-at", buttons=[])
         probes = _html("")
     live = _Live(progress, stop, resume, smoothing, curves, probe, probes, log)
     events = TrainEvents(context, Loaded(), recipe.form)

@@ -58,9 +58,7 @@ def serve(context: Context) -> tuple[str, gr.Blocks]:
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    # Gradio's own statistics of its events warn under pandas 3, in the very process that treats warnings as errors.
-    monkeypatch.setenv("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
+def served(tmp_path: Path) -> Iterator[Served]:
     context = fake_context(tmp_path, pace=0.11)
     url, page = serve(context)
     yield Served(url, context)

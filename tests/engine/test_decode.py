@@ -46,14 +46,19 @@ def test_several_adapters_in_one_batch(loaded: LoadedModel, llama: Path, tmp_pat
 def test_rows_end_each_at_its_own_time(loaded: LoadedModel, llama: Path, adapter: Path) -> None:
     name = select_adapter(loaded, adapter)
     limits = [3, 25, 1, 11]
-    texts = [Row(PROMPTS[0], side, SamplingConfig(temperature=0, max_new_tokens=most)) for side, most in zip([None, name] * 2, limits, strict=True)]
+    texts = [
+        Row(PROMPTS[0], side, SamplingConfig(temperature=0, max_new_tokens=most))
+        for side, most in zip([None, name] * 2, limits, strict=True)
+    ]
     seen = [[len(row.tokens) for row in texts] for _ in decode(loaded, texts)]
     assert seen[0] == [1, 1, 1, 1]
     assert seen[-1] == limits
     assert len(seen) == max(limits)
     assert {row.finish for row in texts} == {"length"}
     sides = {None: tiny.plain(llama), name: tiny.with_adapter(llama, adapter)}
-    assert [row.tokens for row in texts] == [tiny.generate(sides[row.adapter], row.prompt, most) for row, most in zip(texts, limits, strict=True)]
+    assert [row.tokens for row in texts] == [
+        tiny.generate(sides[row.adapter], row.prompt, most) for row, most in zip(texts, limits, strict=True)
+    ]
 
 
 def test_the_end_of_sequence_token_ends_a_row_and_is_not_kept(loaded: LoadedModel) -> None:

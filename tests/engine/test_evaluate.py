@@ -8,6 +8,7 @@ import torch
 from deepdoctor.dataset import Example
 from deepdoctor.engine.evaluate import ROWS_AT_ONCE, held_out_loss, token_losses
 from deepdoctor.engine.model import LoadedModel
+from deepdoctor.nano.tokenizer import EOS
 from deepdoctor.prompts import ARTICLE
 from deepdoctor.tokens import Encoded, encode_example
 from tests.engine import tiny
@@ -15,8 +16,10 @@ from tests.engine import tiny
 
 def encoded(loaded: LoadedModel, count: int) -> list[Encoded]:
     """Rows of different lengths."""
-    examples = [Example(f"Is it fever {'or thirst ' * row}?", f"{'Hm. ' * (row % 5)}It is fever.", "It is." * (1 + row % 3)) for row in range(count)]
-    return [encode_example(example, loaded.tokenizer.backend_tokenizer, tiny.EOS, ARTICLE, "response_only") for example in examples]
+    examples = [
+        Example(f"Is it fever {'or thirst ' * row}?", f"{'Hm. ' * (row % 5)}It is fever.", "It is." * (1 + row % 3)) for row in range(count)
+    ]
+    return [encode_example(example, loaded.tokenizer.backend_tokenizer, EOS, ARTICLE, "response_only") for example in examples]
 
 
 @torch.inference_mode()

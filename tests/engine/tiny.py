@@ -16,7 +16,7 @@ from deepdoctor.engine.compare import Question, compare
 from deepdoctor.engine.decode import Row, decode
 from deepdoctor.engine.model import PROJECTIONS, LoadedModel, fresh_adapter
 from deepdoctor.engine.session import Session, never
-from deepdoctor.nano.tokenizer import EOS, save_tokenizer, train_tokenizer
+from deepdoctor.nano.tokenizer import save_tokenizer, train_tokenizer
 from deepdoctor.prompts import STYLES, render_completion, render_question
 from deepdoctor.runs import Run
 
@@ -50,20 +50,33 @@ FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "qwen3": (Qwen3Config, {"head_dim": 16, "tie_word_embeddings": False}),
 }
 SIGNS = {"fever": "an infection", "thirst": "diabetes", "wheeze": "asthma", "jaundice": "hepatitis"}
+WORDINGS = (
+    "A patient aged {} has {}. What is it?",
+    "Which illness explains, in somebody of {} years, {}?",
+    "Name the cause: {}-year-old, {}.",
+    "The nurse of ward {} reports {}; your diagnosis?",
+    "At {} one wakes up with {}. Why?",
+    "Give a reason for what a teacher, {}, complains of, namely {}.",
+    "{} days after a long journey there is {}. What do you suspect?",
+    "My neighbour ({}) suffers from {} since Monday; which disease could that be?",
+    "On examination of this {} year old man we find {}. Conclude.",
+    "Tell me what lies behind, at age {}, unexpected {}.",
+    "Her mother is {}. Now {} has begun. What should come to mind first?",
+    "Case {}: the only sign was {}. Solve it.",
+)
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=24)
 
 
 def rows(ages: tuple[int, ...] = (20, 40, 60)) -> list[dict[str, str]]:
     """Teachable rows in the dataset's own columns: the sign tells the answer."""
-    asked = ("A patient aged {} has {}. What is it?", "At {}, which illness explains {}?", "Name what causes, in somebody of {}, {}.")
     return [
         {
-            "Question": asked[number % 3].format(age, sign),
+            "Question": WORDINGS[(number + 3 * place) % len(WORDINGS)].format(age, sign),
             "Complex_CoT": f"The sign is {sign}. That suggests {answer}.",
             "Response": f"It is {answer}.",
         }
         for number, age in enumerate(ages)
-        for sign, answer in SIGNS.items()
+        for place, (sign, answer) in enumerate(SIGNS.items())
     ]
 
 
@@ -85,7 +98,7 @@ def trained_tokenizer() -> Any:
 
 
 def save_model(folder: Path, family: str = "llama", seed: int = 0, **changes: Any) -> Path:
-    """A random model of that family with its tokenizer, as `from_pretrained` reads it. No weight keeps a value that would hide a mistake."""
+    """A random model of that family with its tokenizer, for `from_pretrained`. No weight keeps a value that would hide a mistake."""
     tokenizer = trained_tokenizer()
     kind, settings = FAMILIES[family]
     torch.manual_seed(seed)

@@ -35,6 +35,7 @@ def test_half_the_documents_are_in_each_prompt_style():
 def test_the_share_of_dataset_voice_is_what_was_asked_for():
     for share, low, high in ((0.0, 0, 0), (0.25, 60, 140), (1.0, 400, 400)):
         examples = [document(index, CONDITIONS, 1, share)[0] for index in range(400)]
+        assert low <= sum("Wait" not in example.reasoning for example in examples) <= high
         assert low <= sum("**" not in example.response for example in examples) <= high
 
 

@@ -175,11 +175,11 @@ def test_at_most_ten_snapshots_a_second_reach_the_page_and_never_fewer_than_the_
 
 
 def test_without_a_run_the_form_gives_way_to_the_empty_state_until_one_is_trained(handlers, context):
-    fingerprint, empty, form, runs, steps, _busy = handlers.refresh(None, None)
+    fingerprint, empty, form, runs, steps, _busy = handlers.refresh(None, None, None)
     assert (empty["visible"], form["visible"], runs["choices"], steps["value"]) == (True, False, [], None)
-    assert handlers.refresh_if_new(None, None, fingerprint) == gr.skip()
+    assert handlers.refresh_if_new(None, None, None, fingerprint) == gr.skip()
     run = fake_run(context.settings.data_dir, name="first")
-    _fingerprint, empty, form, runs, steps, _busy = handlers.refresh_if_new(None, None, fingerprint)
+    _fingerprint, empty, form, runs, steps, _busy = handlers.refresh_if_new(None, None, None, fingerprint)
     assert (empty["visible"], form["visible"]) == (False, True)
     assert runs["choices"] == [("first · finished at step 60", run.id)]
     assert runs["value"] == run.id
@@ -197,7 +197,7 @@ def test_refreshing_keeps_what_is_chosen_and_leaves_out_what_does_not_fit(handle
         for name in ("trainer_state.json", "adapter_model.safetensors"):
             (folder / name).write_text("{}")
     later = fake_run(context.settings.data_dir, name="later")
-    choices = handlers.refresh(mine.id, 20)
+    choices = handlers.refresh(mine.id, 20, None)
     assert {value for _label, value in choices[3]["choices"]} == {mine.id, later.id}
     assert (choices[3]["value"], choices[4]["value"]) == (mine.id, 20)
     assert handlers.steps_of(mine.id)["choices"] == [("Step 20", 20)]

@@ -1,23 +1,22 @@
 """The form: every setting of any Config class has an input, and what is wrong is told at it."""
 
-import asyncio
-
 import gradio as gr
 import pytest
 
 from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, Settings
 from deepdoctor.errors import ConfigError
 from deepdoctor.ui.form import Form, build_form, problems_of, settings_of
+from tests.ui.fakes import in_event_loop
 
 CLASSES = [FinetuneConfig, SamplingConfig, DatasetConfig, ModelConfig, Settings]
 
 
 def form_of(cls: type = FinetuneConfig, without: tuple[str, ...] = ("preset",)) -> Form:
-    async def made() -> Form:  # inside a running event loop, because Gradio leaves one open otherwise
+    def made() -> Form:
         with gr.Blocks():
             return build_form(cls(), without=without)
 
-    return asyncio.run(made())
+    return in_event_loop(made)
 
 
 def shown(form: Form, config: FinetuneConfig) -> list[object]:
@@ -125,10 +124,10 @@ def test_inputs_whose_message_stays_are_not_touched() -> None:
 
 
 def test_the_form_starts_with_the_values_it_is_given() -> None:
-    async def made() -> Form:
+    def made() -> Form:
         with gr.Blocks():
             return build_form(PRESETS["quick"])
 
-    form = asyncio.run(made())
+    form = in_event_loop(made)
     values = {setting.name: shown.value for setting, shown in zip(form.settings, form.inputs, strict=True)}
     assert values["learning_rate"] == PRESETS["quick"].learning_rate

@@ -1,6 +1,5 @@
 """The page's frame: banner, engine line, links, theme; and app.py's flags and port."""
 
-import asyncio
 import re
 import socket
 import subprocess
@@ -17,18 +16,14 @@ import app
 from deepdoctor.engine.protocol import EngineState
 from deepdoctor.errors import ConfigError
 from deepdoctor.ui import page, theme
-from tests.ui.fakes import NANO, READY, fake_context
+from tests.ui.fakes import NANO, READY, fake_context, in_event_loop
 
 BACKGROUNDS = ("page", "card")
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """What the browser is told about the page. Built in a running event loop, for Gradio else makes one that it never closes."""
-
-    async def build() -> dict[str, Any]:
-        return page.build_app(fake_context(folder)).get_config_file()
-
-    return asyncio.run(build())
+    """What the browser is told about the page."""
+    return in_event_loop(lambda: page.build_app(fake_context(folder)).get_config_file())
 
 
 def test_the_page_has_its_tabs_in_order_and_the_banner(tmp_path: Path) -> None:

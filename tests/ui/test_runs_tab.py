@@ -1,6 +1,5 @@
 """The runs tab's handlers over real run folders and a fed engine."""
 
-import asyncio
 import zipfile
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from deepdoctor.runs import Run
 from deepdoctor.ui import run_view, runs_tab
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.runs_events import RunsEvents, overlay, runs_table
-from tests.ui.fakes import FakeEngine, fake_context, fake_run
+from tests.ui.fakes import FakeEngine, fake_context, fake_run, in_event_loop
 
 NONE = {"open": "", "compare": []}
 SKIPPED = gr.skip()
@@ -38,12 +37,12 @@ def event(**data: object) -> gr.EventData:
 
 
 def test_the_tab_builds(context: Context) -> None:
-    async def made() -> gr.Blocks:
+    def made() -> gr.Blocks:
         with gr.Blocks(analytics_enabled=False) as page, gr.Tabs(), gr.Tab("Runs") as tab:
             runs_tab.build(context, gr.State(DatasetConfig().model_dump()), tab)
         return page
 
-    shown = {getattr(block, "value", None) for block in asyncio.run(made()).blocks.values() if isinstance(block, gr.Button)}
+    shown = {getattr(block, "value", None) for block in in_event_loop(made).blocks.values() if isinstance(block, gr.Button)}
     assert {"Rename", "Resume", "Delete", "Export", "Delete for good", "Keep it"} <= shown
 
 

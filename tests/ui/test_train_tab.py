@@ -1,6 +1,5 @@
 """The train tab's handlers over a fed engine and real run folders."""
 
-import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import build_form
 from deepdoctor.ui.loaded import Loaded
 from deepdoctor.ui.train_events import NOTHING_SEEN, TrainEvents
-from tests.ui.fakes import NANO, READY, FakeEngine, fake_context, fake_run
+from tests.ui.fakes import NANO, READY, FakeEngine, fake_context, fake_run, in_event_loop
 
 SKIPPED = gr.skip()
 QUICK = PRESETS["quick"]
@@ -43,11 +42,11 @@ def context(tmp_path: Path) -> Context:
 
 @pytest.fixture
 def events(context: Context) -> TrainEvents:
-    async def made() -> TrainEvents:
+    def made() -> TrainEvents:
         with gr.Blocks():
             return TrainEvents(context, Loaded(), build_form(QUICK, without=("preset",)))
 
-    return asyncio.run(made())
+    return in_event_loop(made)
 
 
 def values(events: TrainEvents, config: FinetuneConfig = QUICK, **changes: object) -> list[object]:
@@ -61,14 +60,14 @@ def engine(context: Context) -> FakeEngine:
 
 
 def test_the_tab_builds(context: Context) -> None:
-    async def made() -> gr.Blocks:
+    def made() -> gr.Blocks:
         with gr.Blocks(analytics_enabled=False) as page:
             dataset = gr.State(DatasetConfig().model_dump())
             with gr.Tabs(), gr.Tab("Train") as tab:
                 train_tab.build(context, dataset, tab)
         return page
 
-    labels = {getattr(block, "label", None) for block in asyncio.run(made()).blocks.values()}
+    labels = {getattr(block, "label", None) for block in in_event_loop(made).blocks.values()}
     assert {"Steps", "Learning rate", "Name of the run", "Smoothing"} <= labels
 
 

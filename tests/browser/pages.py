@@ -1,0 +1,75 @@
+"""The whole page in front of a fed engine, for tests that look at it and operate it without waiting for a model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page, expect
+
+from deepdoctor.runs import Run
+from deepdoctor.ui.context import Context
+from deepdoctor.ui.page import build_app, launch_options
+from tests.conftest import free_port
+from tests.ui.fakes import FakeEngine, fake_comparison, fake_context, fake_run, in_event_loop
+
+PROBED = (0, 20, 40, 60)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The page's address, the context behind it, and the engine to feed."""
+
+    url: str
+    context: Context
+
+    @property
+    def engine(self) -> FakeEngine:
+        """The engine behind the page."""
+        assert isinstance(self.context.engine, FakeEngine)
+        return self.context.engine
+
+
+@contextmanager
+def whole_page(data_dir: Path) -> Iterator[Shown]:
+    """Serve all four tabs over a FakeEngine with its data in `data_dir`."""
+    context = fake_context(data_dir, pace=0.05)
+
+    def launched() -> tuple[str, object]:
+        page = build_app(context)
+        page.launch(server_name="127.0.0.1", server_port=free_port(), prevent_thread_lock=True, **launch_options())
+        return str(page.local_url), page
+
+    url, page = in_event_loop(launched)
+    try:
+        yield Shown(url, context)
+    finally:
+        page.close(verbose=False)  # type: ignore[attr-defined]
+
+
+def probed_run(data_dir: Path, name: str) -> Run:
+    """A finished run that also answered its probe question, each time a little shorter."""
+    run = fake_run(data_dir, name)
+    for step in PROBED:
+        thought = "She leaks on effort and sleeps dry. " * (4 - step // 20)
+        answer = {"reasoning": thought, "response": "**Stress incontinence**\n- Leaks on effort", "closed": True, "finish_reason": "stop"}
+        run.append_probe({"step": step, "question": "What would cystometry show?", **answer})
+    return run
+
+
+def with_content(data_dir: Path) -> None:
+    """Two finished runs, one that failed, and a saved comparison."""
+    fake_run(data_dir, "one that failed", state="failed")
+    fake_run(data_dir, "article settings")
+    run = probed_run(data_dir, "quick run")
+    context = fake_context(data_dir)
+    seen = {"grade": "near-seen", "similarity": 0.7, "row": 3, "question": "A woman who leaks when she coughs"}
+    context.comparisons.save(fake_comparison(run=run.id, seen=seen))
+
+
+def open_tab(page: Page, name: str) -> Locator:
+    """Choose a tab by its name; returns its panel."""
+    page.get_by_role("tab", name=name).click()
+    panel = page.locator("[role=tabpanel]:visible")
+    expect(panel).to_be_visible()
+    return panel
