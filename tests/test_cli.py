@@ -146,9 +146,10 @@ def test_a_run_is_deleted_only_when_sure(run: Run, tmp_path: Path, capsys: pytes
     assert (code, value, run.path.exists()) == (0, {"id": run.id, "deleted": True}, False)
 
 
-@pytest.mark.parametrize(("status", "message"), [({"state": "finished"}, "is finished"), ({"state": "running"}, "--force")])
-def test_only_a_run_that_ended_early_is_resumed(status: dict[str, str], message: str, run: Run, tmp_path: Path) -> None:
-    run.set_status(**status)
+@pytest.mark.parametrize(("state", "message"), [("finished", "is finished"), ("running", "--force"), ("queued", "--force")])
+def test_only_a_run_that_ended_early_is_resumed(state: str, message: str, run: Run, tmp_path: Path) -> None:
+    run.claim()
+    run.set_status(state=state)
     with pytest.raises(commands.RunError, match=message):
         commands.resume(tmp_path, run.id)
 

@@ -244,3 +244,14 @@ def test_a_recipe_of_a_later_version_is_refused_by_name(run: Run) -> None:
     with pytest.raises(ConfigError, match="new_setting"):
         _ = run.finetune
     assert isinstance(QUICK, FinetuneConfig)
+
+
+def test_a_run_that_a_living_process_trains_is_not_marked(runs: Runs) -> None:
+    run = runs.create(ModelConfig(), DatasetConfig(), FinetuneConfig())
+    run.claim()
+    assert run.is_claimed()
+    assert runs.mark_interrupted("restarted") == []
+    pid, created = run.status["process"]
+    run.set_status(process=[pid, created - 1])
+    assert not run.is_claimed(), "another process now has that number"
+    assert runs.mark_interrupted("restarted") == [run]

@@ -75,7 +75,7 @@ class Process:
             self._state("loading" if isinstance(request, Load) else "busy", self._doing().capitalize())
             self._send(number, "done", self._answer(number, request))
         except DeepDoctorError as error:
-            self.problem = str(error)
+            self.problem = str(error) if isinstance(request, Load) else self.problem
             self._send(number, "error", error)
         except (EOFError, BrokenPipeError):
             raise

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from deepdoctor.nano.bundle import HELD_OUT_FILE, write_bundle
 from deepdoctor.nano.corpus import Corpus, make_corpus, tokenizer_texts
-from deepdoctor.nano.tokenizer import BOS, EOS, LONGEST, PAD, save_tokenizer, train_tokenizer
+from deepdoctor.nano.tokenizer import BOS_ID, EOS_ID, LONGEST, PAD_ID, save_tokenizer, train_tokenizer
 from deepdoctor.prompts import ARTICLE, render_question, split_completion
 
 MODEL_FOLDER = Path(__file__).with_name("model")
@@ -69,11 +69,7 @@ def main() -> None:
 
 def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
     """A fresh model of about 4.9 million parameters: its weights in 16 bits stay under 10 MB."""
-    ids = {
-        "bos_token_id": tokenizer.token_to_id(BOS),
-        "eos_token_id": tokenizer.token_to_id(EOS),
-        "pad_token_id": tokenizer.token_to_id(PAD),
-    }
+    ids: dict[str, Any] = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=256,
@@ -83,7 +79,7 @@ def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
         num_key_value_heads=2,
         max_position_embeddings=LONGEST,
         rms_norm_eps=1e-6,
-        rope_theta=10000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
         **ids,
     )
@@ -131,7 +127,7 @@ def pretrain(model: LlamaForCausalLM, corpus: Corpus, arguments: argparse.Namesp
     for step in range(1, arguments.steps + 1):
         waiting = waiting or batches(corpus, arguments.batch, generator)
         documents = waiting.pop()
-        ids, weights = batch_of(corpus, documents, model.config.pad_token_id)
+        ids, weights = batch_of(corpus, documents, PAD_ID)
         loss = _loss(model, ids.to(arguments.device, non_blocking=True), weights.to(arguments.device, non_blocking=True))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -162,11 +158,10 @@ def greedy_check(model: LlamaForCausalLM, tokenizer: Tokenizer, most_new: int = 
     model.eval()
     rows = json.loads(HELD_OUT_FILE.read_text(encoding="utf-8"))[:CHECKED]
     prompts = [tokenizer.encode(render_question(row["Question"], ARTICLE)).ids for row in rows]
-    width, pad = max(map(len, prompts)), model.config.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    written = model.generate(
-        ids, attention_mask=(ids != pad).long(), do_sample=False, temperature=None, top_p=None, max_new_tokens=most_new
-    )
+    width = max(map(len, prompts))
+    ids = torch.tensor([[PAD_ID] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    settings: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "max_new_tokens": most_new}
+    written: Any = model.generate(ids, attention_mask=ids.ne(PAD_ID).long(), **settings)  # type: ignore[misc]
     named = closed = 0
     for row, tokens in zip(rows, written[:, width:].tolist(), strict=True):
         _, response, ended = split_completion(tokenizer.decode(tokens))

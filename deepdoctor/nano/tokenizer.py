@@ -10,6 +10,7 @@ BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"
 PAD = "<|finetune_right_pad_id|>"
 SPECIAL_TOKENS = (BOS, EOS, PAD)
+BOS_ID, EOS_ID, PAD_ID = range(3)
 # not special, as in the R1 distills: decoding that skips special tokens must leave the end of the thought in sight
 MARKER_TOKENS = ("<think>", "</think>", "<｜User｜>", "<｜Assistant｜>")
 VOCABULARY = 2944
@@ -49,9 +50,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Token
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKER_TOKENS])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, BOS_ID)])
     return tokenizer
 
 

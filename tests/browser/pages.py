@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
 
-from deepdoctor.runs import Run
+from deepdoctor.runs import Run, State
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.page import build_app, launch_options
 from tests.conftest import free_port
@@ -47,9 +47,9 @@ def whole_page(data_dir: Path) -> Iterator[Shown]:
         page.close(verbose=False)  # type: ignore[attr-defined]
 
 
-def probed_run(data_dir: Path, name: str) -> Run:
-    """A finished run that also answered its probe question, each time a little shorter."""
-    run = fake_run(data_dir, name)
+def probed_run(data_dir: Path, name: str, state: State = "finished") -> Run:
+    """A run that also answered its probe question, each time a little shorter."""
+    run = fake_run(data_dir, name, state=state)
     for step in PROBED:
         thought = "She leaks on effort and sleeps dry. " * (4 - step // 20)
         answer = {"reasoning": thought, "response": "**Stress incontinence**\n- Leaks on effort", "closed": True, "finish_reason": "stop"}
@@ -59,8 +59,8 @@ def probed_run(data_dir: Path, name: str) -> Run:
 
 def with_content(data_dir: Path) -> None:
     """Two finished runs, one that failed, and a saved comparison."""
-    fake_run(data_dir, "one that failed", state="failed")
-    fake_run(data_dir, "article settings")
+    probed_run(data_dir, "one that failed", "failed")
+    probed_run(data_dir, "article settings")
     run = probed_run(data_dir, "quick run")
     context = fake_context(data_dir)
     seen = {"grade": "near-seen", "similarity": 0.7, "row": 3, "question": "A woman who leaks when she coughs"}

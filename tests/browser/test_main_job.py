@@ -16,11 +16,13 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from deepdoctor.comparison import Comparisons
+from deepdoctor.config import PRESETS
 from deepdoctor.runs import Run, Runs
 from tests.conftest import App
 
 pytestmark = pytest.mark.browser
 MINUTES = 60_000
+QUICK = PRESETS["quick"]
 SHORT = {"Steps": 40, "Batch size": 2, "Log every": 1, "Evaluate every": 0, "Held-out rows": 2, "Checkpoint every": 5, "Probe every": 0}
 
 
@@ -92,18 +94,18 @@ def test_quick_runs_to_its_end_while_its_curve_moves(desk: Page, browser: Browse
     desk.get_by_role("button", name="Start training").click()
     expect(desk.locator("#dd-train-notice")).to_contain_text("Started first quick")
     state(desk, "running")
-    before = has_points(desk, 1, 1.5)
-    has_points(desk, before, 1)
+    before = has_points(desk, 1, 3)
+    has_points(desk, before, 2)
     desk.reload()
     tab(desk, "Train")
     expect(progress(desk).get_by_role("heading")).to_have_text("first quick", timeout=20_000)
     refused(browser, app)
     expect(progress(desk)).to_contain_text("remaining")
     state(desk, "finished", 400 / 60)
-    expect(progress(desk)).to_contain_text("Step 60 of 60")
-    assert points(desk) >= 31
+    expect(progress(desk)).to_contain_text(f"Step {QUICK.max_steps} of {QUICK.max_steps}")
+    assert points(desk) >= QUICK.max_steps // QUICK.logging_steps
     first, last = (desk.locator(".dd-probe-side h4").nth(place).inner_text() for place in (0, 1))
-    assert (first, last) == ("Step 0 (before training)", "Step 60")
+    assert (first, last) == ("Step 0 (before training)", f"Step {QUICK.max_steps}")
 
 
 def refused(browser: Browser, app: App) -> None:
@@ -163,7 +165,7 @@ def test_a_run_is_stopped_and_resumed_where_it_was(desk: Page, app: App) -> None
     expect(desk.locator(".dd-launch .dd-stats")).to_contain_text("40", timeout=20_000)
     desk.get_by_role("button", name="Start training").click()
     expect(progress(desk).get_by_role("heading")).to_have_text("second", timeout=20_000)
-    has_points(desk, 3, 1)
+    has_points(desk, 3, 3)
     desk.get_by_role("button", name="Stop and save").click()
     state(desk, "stopped")
     run = named_run(app, "second")

@@ -121,18 +121,18 @@ def test_the_first_loss_is_the_mean_over_supervised_tokens(
     assert tiny.losses(run)[1] == pytest.approx(total / count, rel=1e-4)
 
 
-@pytest.mark.parametrize(("stop_at", "logging_steps"), [(3, 1), (3, 2), (4, 5)])
+@pytest.mark.parametrize(("stop_at", "logging_steps"), [(3, 2), (4, 5)])
 def test_a_resumed_run_has_the_curve_of_an_uninterrupted_one(
     session: Session, dataset: DatasetConfig, stop_at: int, logging_steps: int
 ) -> None:
-    recipe = {"max_steps": 7, "logging_steps": logging_steps, "eval_steps": 3, "checkpoint_steps": 100, "lora_dropout": 0.1}
+    recipe = {"max_steps": 6, "logging_steps": logging_steps, "eval_steps": 3, "checkpoint_steps": 100, "lora_dropout": 0.1}
     whole = session.finetune(tiny.new_run(session, dataset, **recipe).id)
     run = tiny.new_run(session, dataset, **recipe)
     session.finetune(run.id, should_stop=tiny.StopAfter(stop_at))
     assert (run.state, run.status["step"], run.checkpoints()) == ("stopped", stop_at, [stop_at])
     assert max(tiny.losses(run), default=0) <= stop_at
     session.finetune(run.id, resume=True)
-    assert (run.state, run.status["step"]) == ("finished", 7)
+    assert (run.state, run.status["step"]) == ("finished", 6)
     for name in ("loss", "learning_rate", "grad_norm", "held_out_loss"):
         assert tiny.losses(run, name) == pytest.approx(tiny.losses(whole, name), rel=RESUME_TOLERANCE), name
     for name, weight in weights(whole).items():

@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Pipe
 from pathlib import Path
 
@@ -20,19 +19,12 @@ from deepdoctor.engine.protocol import Compare, Export, Finetune, Load, Stop
 from deepdoctor.errors import EngineError, ModelError, RunError, Stopped
 from deepdoctor.runs import Run
 from tests.engine import tiny
+from tests.engine.tiny import until
 
 pytestmark = pytest.mark.timeout(60)
 QUESTION = "A patient aged 50 has thirst. What is it?"
 LONG = SamplingConfig(temperature=0, max_new_tokens=300)
 ENDLESS = 100_000
-
-
-def until(true: Callable[[], bool], seconds: float = 30) -> bool:
-    """Whether something becomes true in that time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not true():
-        time.sleep(0.02)
-    return true()
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +222,7 @@ def test_an_export_tells_its_steps_and_ends_with_its_folder(client: EngineClient
 
 
 def test_kill_mid_run_marks_it_and_it_resumes(client: EngineClient, run: Run, dataset: DatasetConfig) -> None:
-    busy = begin(client, dataset, max_steps=40, checkpoint_steps=1, checkpoints_kept=2)
+    busy = begin(client, dataset, max_steps=20, checkpoint_steps=1, checkpoints_kept=2)
     assert training(busy, 4)
     events = client.follow(client.compare(Compare(QUESTION, run.id, sampling=tiny.GREEDY)))
     next(events)
@@ -245,8 +237,8 @@ def test_kill_mid_run_marks_it_and_it_resumes(client: EngineClient, run: Run, da
     assert until(lambda: client.state.phase == "ready"), log_of(client)
     client.finetune(busy.id, resume=True)
     assert until(lambda: busy.state == "finished"), log_of(client)
-    assert busy.status["step"] == 40
-    assert list(tiny.losses(busy)) == list(range(1, 41))
+    assert busy.status["step"] == 20
+    assert list(tiny.losses(busy)) == list(range(1, 21))
 
 
 def start_alone(folder: Path) -> tuple[subprocess.Popen[bytes], object]:
@@ -265,6 +257,8 @@ def test_when_the_page_is_gone_the_engine_ends_and_the_run_can_be_resumed(
     from deepdoctor.runs import Runs
 
     process, ours = start_alone(tmp_path)
+    for nothing in (0, 7):
+        ours.send((0, Stop(nothing)))  # type: ignore[attr-defined]
     run = Runs(tmp_path).create(ModelConfig(name=str(model)), dataset, tiny.recipe(max_steps=ENDLESS, checkpoint_steps=5))
     ours.send((1, Load(ModelConfig(name=str(model)))))  # type: ignore[attr-defined]
     while ours.recv().kind != "done":  # type: ignore[attr-defined]
@@ -278,17 +272,6 @@ def test_when_the_page_is_gone_the_engine_ends_and_the_run_can_be_resumed(
         assert Runs(tmp_path).mark_interrupted("The app was closed.") == [run]
         assert run.checkpoints()
         assert tiny.open_session(tmp_path, model).finetune(run.id, resume=True, should_stop=tiny.StopAfter(1)).state == "stopped"
-
-
-def test_a_stop_for_nothing_does_no_harm(tmp_path: Path, model: Path) -> None:
-    process, ours = start_alone(tmp_path)
-    for number in (0, 7):
-        ours.send((0, Stop(number)))  # type: ignore[attr-defined]
-    ours.send((1, Load(ModelConfig(name=str(model)))))  # type: ignore[attr-defined]
-    while (event := ours.recv()).kind != "done":  # type: ignore[attr-defined]
-        assert event.kind == "state"
-    ours.close()  # type: ignore[attr-defined]
-    assert process.wait(timeout=30) == 0
 
 
 def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Tiny models with random weights, adapters that do something, and rows that can be learnt in a few steps."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -222,3 +223,11 @@ def busy_training(session: Session) -> Iterator[None]:
         optimizer.zero_grad()
         model.eval()
         yield
+
+
+def until(true: Callable[[], bool], seconds: float = 30) -> bool:
+    """Whether something becomes true in that time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not true():
+        time.sleep(0.02)
+    return true()

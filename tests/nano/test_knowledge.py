@@ -100,5 +100,5 @@ def test_a_condition_written_twice_is_named(tmp_path: Path) -> None:
 
 
 def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"sex is 'x'.*; needs at least 2 background phrases; needs a source"):
+    with pytest.raises(DatasetError, match=r"sex is 'x'.*; needs a source; needs at least 2 background phrases"):
         load_conditions(written(tmp_path, {**GOOD, "sex": "x", "background": [], "source": ""}))

@@ -20,6 +20,8 @@ from deepdoctor.runs import Run, Runs, State
 from deepdoctor.ui.context import Context
 
 T = TypeVar("T")
+# what fake runs were trained with, whatever the preset itself becomes
+RECIPE = PRESETS["quick"].changed(max_steps=60, logging_steps=2, eval_steps=20, checkpoint_steps=20, probe_steps=20)
 MODEL_DIR = Path(nano.__file__).parent / "model"
 NANO = ModelInfo(
     name="nano",
@@ -177,7 +179,7 @@ def fake_run(
     name: str = "quick run",
     state: State = "finished",
     steps: Sequence[int] = (20, 40),
-    finetune: FinetuneConfig = PRESETS["quick"],
+    finetune: FinetuneConfig = RECIPE,
 ) -> Run:
     """A run on disk as training leaves it: metrics every second step, checkpoints at `steps`, and if finished a final adapter."""
     run = Runs(data_dir).create(ModelConfig(), DatasetConfig(), finetune, name)

@@ -1,0 +1,126 @@
+"""Each tab's main action by keyboard alone: reached with Tab, with the focus in sight, and done with Enter, Space or arrows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.pages import Shown, whole_page, with_content
+from tests.ui.fakes import fake_comparison
+
+pytestmark = pytest.mark.browser
+FOCUSED = "node => node.contains(document.activeElement)"
+MOST_TABS = 120
+# Any of these tells where the focus is: an outline, or a border in the accent colour.
+RING = """() => {
+  const node = document.activeElement, style = getComputedStyle(node);
+  const accent = getComputedStyle(document.body).getPropertyValue('--dd-accent').trim();
+  const probe = document.body.appendChild(document.createElement('i'));
+  probe.style.color = accent;
+  const colour = getComputedStyle(probe).color;
+  probe.remove();
+  const outlined = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0;
+  return outlined || style.borderTopColor === colour;
+}"""
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Iterator[Shown]:
+    with_content(tmp_path / "data")
+    with whole_page(tmp_path / "data") as found:
+        yield found
+
+
+def reach(page: Page, wanted: Locator) -> None:
+    """Press Tab until the focus is on `wanted`, in sight and marked."""
+    for _ in range(MOST_TABS):
+        if wanted.count() and wanted.evaluate(FOCUSED):
+            break
+        page.keyboard.press("Tab")
+    assert wanted.evaluate(FOCUSED), f"{MOST_TABS} presses of Tab did not reach {wanted}"
+    expect(wanted).to_be_in_viewport()
+    assert page.evaluate(RING), f"nothing shows that the focus is on {wanted}"
+
+
+def go(page: Page, shown: Shown, name: str) -> None:
+    """Open the page and choose a tab with Tab and Enter."""
+    page.goto(shown.url)
+    tab = page.get_by_role("tab", name=name)
+    expect(tab).to_be_visible(timeout=20_000)
+    reach(page, tab)
+    page.keyboard.press("Enter")
+    expect(tab).to_have_attribute("aria-selected", "true")
+
+
+def test_a_row_is_searched_and_opened(page: Page, shown: Shown) -> None:
+    go(page, shown, "Dataset")
+    expect(page.locator(".dd-where")).to_have_text("1 to 12 of 500 rows", timeout=60_000)
+    reach(page, page.get_by_label("Search"))
+    page.keyboard.type("cystometry")
+    expect(page.locator(".dd-where")).not_to_contain_text("of 500 rows", timeout=20_000)
+    row = page.locator("button[data-row]").nth(1)
+    reach(page, row)
+    page.keyboard.press("Enter")
+    number = int(row.get_attribute("data-row") or 0) + 1
+    expect(page.locator("#dd-row .dd-title").first).to_contain_text(f"Row {number} of")
+    supervision = page.get_by_label("Whole text, as in the article")
+    reach(page, supervision)
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".dd-toks .dd-tok.off").first).to_be_visible(timeout=20_000)
+
+
+def test_a_recipe_is_changed_and_a_run_started(page: Page, shown: Shown) -> None:
+    go(page, shown, "Train")
+    expect(page.locator(".dd-launch .dd-stats")).to_be_visible(timeout=60_000)
+    steps = page.get_by_label("Steps", exact=True)
+    reach(page, steps)
+    page.keyboard.press("Control+a")
+    page.keyboard.type("12")
+    fold = page.locator(".dd-recipe").get_by_role("button", name="More settings")
+    reach(page, fold)
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("LoRA alpha")).to_be_visible()
+    reach(page, page.get_by_label("Name of the run"))
+    page.keyboard.type("by keyboard")
+    reach(page, page.get_by_role("button", name="Start training"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#dd-train-notice")).to_contain_text("Started by keyboard", timeout=20_000)
+    run = shown.context.runs.get(shown.engine.trained[0][0])
+    assert run.finetune.max_steps == 12
+
+
+def test_a_question_is_asked_and_its_reasoning_read(page: Page, shown: Shown) -> None:
+    go(page, shown, "Compare")
+    expect(page.locator("#dd-ask")).to_be_visible(timeout=20_000)
+    reach(page, page.get_by_label("Question", exact=True))
+    page.keyboard.type("What would cystometry show?")
+    shown.engine.feed([fake_comparison()])
+    reach(page, page.locator("#dd-compare"))
+    page.keyboard.press("Enter")
+    expect(page.locator(".dd-side[data-side=base]")).to_have_attribute("data-phase", "ended", timeout=20_000)
+    reach(page, page.locator("[data-side=base] [data-part=fold]"))
+    page.keyboard.press("Space")
+    expect(page.locator("[data-side=base] [data-part=reasoning]")).to_be_visible()
+    reach(page, page.locator("#dd-reference-button"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#dd-reference .dd-prose")).to_be_visible(timeout=20_000)
+
+
+def test_a_run_is_opened_ticked_and_renamed(page: Page, shown: Shown) -> None:
+    go(page, shown, "Runs")
+    opener = page.get_by_role("button", name="quick run")
+    expect(opener).to_be_visible(timeout=20_000)
+    reach(page, page.get_by_label("Overlay quick run"))
+    page.keyboard.press("Space")
+    reach(page, opener)
+    page.keyboard.press("Enter")
+    opened = page.locator(".dd-run-open")
+    expect(opened.get_by_role("heading", name="quick run")).to_be_visible(timeout=20_000)
+    reach(page, opened.get_by_label("Name"))
+    page.keyboard.press("Control+a")
+    page.keyboard.type("renamed")
+    reach(page, opened.get_by_role("button", name="Rename"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#dd-runs").get_by_role("button", name="renamed")).to_be_visible(timeout=20_000)
+    expect(page.get_by_label("Overlay renamed")).to_be_checked()
