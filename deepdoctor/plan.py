@@ -12,7 +12,7 @@ from deepdoctor.errors import DatasetError
 TRAINING_EFFICIENCY = {"cpu": 0.35, "cuda": 0.25}
 SECONDS_PER_STEP = 0.05
 DECODE_SECONDS_PER_LAYER = 5e-4
-SECONDS_TO_START = 3.0
+SECONDS_TO_START = 8.0
 
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "4bit": 0.53}
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_8bit": 2}

@@ -114,7 +114,7 @@ def test_settings_that_do_not_fit_each_other_are_refused() -> None:
 def test_a_changed_copy_is_checked_and_the_original_stays() -> None:
     original = preset("quick")
     assert original.changed(max_steps=10).max_steps == 10
-    assert original.max_steps == 60
+    assert original.max_steps == 30
     with pytest.raises(ConfigError):
         original.changed(max_steps=-1)
     with pytest.raises(Exception, match="frozen"):

@@ -46,11 +46,11 @@ class Handlers:
     sampling: Form
     references: dict[str, str]
 
-    def fingerprint(self) -> tuple[Any, ...]:
-        """Changes whenever a run or checkpoint to choose from comes, goes or is renamed, or the engine turns to something else."""
+    def fingerprint(self, number: int | None) -> tuple[Any, ...]:
+        """Changes when a run or checkpoint comes, goes or is renamed, the engine turns to something else, or this viewer asks."""
         state = self.context.engine.state
         found = [(run.id, run.name, tuple(value for _label, value in step_choices(run))) for run in self.runs()]
-        return (tuple(found), state.phase, state.doing, state.message if state.phase != "ready" else "")
+        return (tuple(found), number is None, state.phase, state.doing, state.message if state.phase != "ready" else "")
 
     def runs(self) -> list[Run]:
         """The runs that have an adapter for the base model in use, newest first."""
@@ -59,7 +59,7 @@ class Handlers:
 
     def refresh_if_new(self, run: str | None, step: Any, number: int | None, fingerprint: Any) -> Any:
         """Like `refresh`, but nothing at all while all is as it was."""
-        return gr.skip() if fingerprint == self.fingerprint() else self.refresh(run, step, number)
+        return gr.skip() if fingerprint == self.fingerprint(number) else self.refresh(run, step, number)
 
     def refresh(self, run: str | None, step: Any, number: int | None) -> tuple[Any, ...]:
         """Fingerprint, whether there is anything to compare, the choices of run and checkpoint (keeping what is chosen), what goes on.
@@ -73,7 +73,7 @@ class Handlers:
         kept = step if chosen == run and step in [value for _label, value in steps] else (steps[0][1] if steps else None)
         busy = self.busy() if number is None else ""
         return (
-            self.fingerprint(),
+            self.fingerprint(number),
             gr.update(visible=not ids),
             gr.update(visible=bool(ids)),
             gr.update(choices=choices, value=chosen),

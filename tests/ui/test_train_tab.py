@@ -81,7 +81,7 @@ def test_review_tells_what_the_run_takes(events: TrainEvents, dataset: dict[str,
     words, problems, *_ = events.review(dataset, "quick", {}, *values(events, held_out_rows=5))
     assert problems == {}
     assert "<dd>25</dd>" in words
-    assert "<dd>60</dd>" in words
+    assert "<dd>30</dd>" in words
     assert "444 k" in words
     assert "about" in words
 
