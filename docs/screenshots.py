@@ -25,7 +25,8 @@ PORT = 8190
 TABS = ("Dataset", "Train", "Compare", "Runs")
 SIZES = {1366: 768, 390: 844}
 MINUTE = 60_000
-RUNS = {"quick": None, "gentler": "0.001"}  # name of the run: its learning rate, or None for the preset's
+# name of the run: its learning rate, or None for the preset's; the last one is compared
+RUNS = {"gentler": "0.001", "quick": None}
 
 
 @contextmanager
@@ -72,7 +73,7 @@ def train(page: Page, name: str, learning_rate: str | None, picture: Path | None
     if picture:
         while float(bar.get_attribute("value") or 0) < 0.7:
             page.wait_for_timeout(500)
-        shoot(page, picture)
+        shoot(page, picture, at=".dd-launch")
     expect(page.locator("#dd-progress .dd-badge")).to_have_text("finished", timeout=15 * MINUTE)
 
 
@@ -110,7 +111,7 @@ def shoot(page: Page, file: Path, whole: bool = False, at: str = "") -> None:
     """A picture of the window, from its top or from the element `at`; or of the whole page."""
     page.evaluate("scrollTo(0, 0)")
     if at:
-        page.locator(at).first.evaluate("node => scrollTo(0, node.getBoundingClientRect().top + scrollY - 48)")
+        page.locator(at).first.evaluate("node => scrollTo(0, node.getBoundingClientRect().top + scrollY - 40)")
     page.mouse.move(0, 0)
     page.wait_for_timeout(300)
     file.parent.mkdir(parents=True, exist_ok=True)
