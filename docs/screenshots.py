@@ -73,7 +73,7 @@ def train(page: Page, name: str, learning_rate: str | None, picture: Path | None
     if picture:
         while float(bar.get_attribute("value") or 0) < 0.7:
             page.wait_for_timeout(500)
-        shoot(page, picture, at=".dd-launch")
+        shoot(page, picture, at=".dd-live")
     expect(page.locator("#dd-progress .dd-badge")).to_have_text("finished", timeout=15 * MINUTE)
 
 

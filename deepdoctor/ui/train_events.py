@@ -103,7 +103,7 @@ class TrainEvents:
         def make() -> tuple[int, list[int]]:
             examples = self.loaded.table(dataset).examples
             if dataset.source == "bundled":
-                held_out = [case.example for case in held_out_examples()][: config.held_out_rows]
+                held_out = [case.example for case in held_out_examples()]
             else:
                 examples, held_out = split(examples, config.held_out_rows, config.seed)
             tokenizer = self.loaded.tokenizer(model.tokenizer_file)
