@@ -177,6 +177,13 @@ def split(examples: list[Example], held_out: int, seed: int) -> tuple[list[Examp
     return training, [examples[index] for index in sorted(drawn)]
 
 
+def keep_apart(examples: list[Example], source: str, held_out: int, seed: int) -> tuple[list[Example], list[Example]]:
+    """(training, kept apart): bundled cases have held-out cases of their own, all kept apart; from other sources `split` draws them."""
+    if source == "bundled":
+        return examples, [case.example for case in held_out_examples()]
+    return split(examples, held_out, seed)
+
+
 def _reader(config: "DatasetConfig", load_hub: Callable[..., Any] | None) -> Generator[dict[str, Any], None, None]:
     from deepdoctor.hub import read_hub
     from deepdoctor.readers import read_file

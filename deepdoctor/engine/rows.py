@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from deepdoctor.checks import check
-from deepdoctor.dataset import Example, held_out_examples, load_rows, map_columns, split, to_examples
+from deepdoctor.dataset import Example, keep_apart, load_rows, map_columns, to_examples
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.errors import DatasetError
 from deepdoctor.files import write_json
@@ -42,10 +42,7 @@ def prepare_rows(loaded: LoadedModel, run: Run) -> TrainingRows:
     tokenizer = loaded.tokenizer.backend_tokenizer
     rows = load_rows(run.dataset)
     examples = to_examples(rows.rows, map_columns(rows.columns, run.dataset))
-    if run.dataset.source == "bundled":
-        kept_apart = [case.example for case in held_out_examples()]
-    else:
-        examples, kept_apart = split(examples, config.held_out_rows, config.seed)
+    examples, kept_apart = keep_apart(examples, run.dataset.source, config.held_out_rows, config.seed)
     held_out = kept_apart[: config.held_out_rows]
     longest = min(config.max_seq_length, loaded.info.max_length)
     report = check(examples, tokenizer, loaded.info.eos, style, longest, kept_apart)

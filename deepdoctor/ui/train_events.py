@@ -9,7 +9,7 @@ import gradio as gr
 
 from deepdoctor.checks import check
 from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, preset
-from deepdoctor.dataset import held_out_examples, split
+from deepdoctor.dataset import keep_apart
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import ConfigError, DatasetError, EngineError, RunError
 from deepdoctor.plan import plan
@@ -102,10 +102,7 @@ class TrainEvents:
 
         def make() -> tuple[int, list[int]]:
             examples = self.loaded.table(dataset).examples
-            if dataset.source == "bundled":
-                held_out = [case.example for case in held_out_examples()]
-            else:
-                examples, held_out = split(examples, config.held_out_rows, config.seed)
+            examples, held_out = keep_apart(examples, dataset.source, config.held_out_rows, config.seed)
             tokenizer = self.loaded.tokenizer(model.tokenizer_file)
             report = check(examples, tokenizer, model.eos, style_named(config.prompt_style), limit, held_out)
             return len(examples), [report.lengths["total"][index] for index in report.kept]
