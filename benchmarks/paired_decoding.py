@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from deepdoctor.config import EMBEDDED_MODEL, FinetuneConfig, ModelConfig, SamplingConfig, Settings
 from deepdoctor.dataset import held_out_examples
+from deepdoctor.engine.adapters import fresh_adapter, select_adapter
+from deepdoctor.engine.backends import TRAINED
 from deepdoctor.engine.decode import Row, decode
-from deepdoctor.engine.model import TRAINED, LoadedModel, fresh_adapter, load, select_adapter
+from deepdoctor.engine.model import LoadedModel, load
 from deepdoctor.errors import DeepDoctorError
 from deepdoctor.files import write_json, write_text
 from deepdoctor.prompts import render_question
@@ -68,6 +69,8 @@ def paired(loaded: LoadedModel, prompts: Sequence[list[int]], adapter: str, toke
 def sequential(loaded: LoadedModel, prompt: list[int], adapter: str, tokens: int) -> list[list[int]]:
     """Greedy tokens of base and tuned, by transformers: adapter disabled, then enabled."""
     assert loaded.peft is not None
+    from transformers import GenerationConfig  # on a GPU after Unsloth
+
     ids = torch.tensor([prompt], device=loaded.device)
     settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=loaded.eos_id, eos_token_id=None)
     asked: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": settings}

@@ -17,9 +17,10 @@ from typing import Any
 
 from deepdoctor.comparison import Comparison
 from deepdoctor.config import ModelConfig
-from deepdoctor.engine.protocol import Compare, EngineState, Event, Export, Finetune, Load, Request, Stop
+from deepdoctor.engine.protocol import Compare, EngineState, Event, Export, Finetune, Load, Prepare, Request, Stop
 from deepdoctor.errors import EngineError
 from deepdoctor.runs import Runs
+from deepdoctor.study import Studies
 
 ENGINE = (sys.executable, "-m", "deepdoctor.engine.process")
 RESTARTS_PER_MINUTE = 3
@@ -33,6 +34,8 @@ class EngineClient:
         self.model = model
         self.program = program
         self.runs = Runs(self.data_dir)
+        self.studies = Studies(self.data_dir)
+        self._preparing = -1
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._life = threading.Lock()
@@ -57,6 +60,7 @@ class EngineClient:
     def start(self) -> None:
         """Mark runs that an earlier process left running, spawn the engine process and let it load the model. Returns at once."""
         self.runs.mark_interrupted("The app was restarted while it was training. Resume continues from the last checkpoint.")
+        self.studies.mark_interrupted("The app was restarted while the answers were being prepared. Prepare them again to go on.")
         self._spawn()
 
     def _spawn(self) -> None:
@@ -101,6 +105,7 @@ class EngineClient:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         why = f"The engine process {how}; see engine.log in the data folder. "
         self.runs.mark_interrupted(f"{why}Resume continues from the last checkpoint.")
+        self.studies.mark_interrupted(f"{why}Prepare the answers again to go on.")
         now = time.monotonic()
         self._deaths = [death for death in self._deaths if now - death < 60] + [now]
         again = len(self._deaths) <= RESTARTS_PER_MINUTE
@@ -121,9 +126,11 @@ class EngineClient:
         self._send(number, request)
         return number
 
-    def _post(self, request: Request) -> None:
-        """Hand in a request whose events nobody follows: its traces are the engine's state and the run's folder."""
-        self._send(next(self._numbers), request)
+    def _post(self, request: Request) -> int:
+        """Hand in a request whose events nobody follows: its traces are the engine's state and the folder of its run or study."""
+        number = next(self._numbers)
+        self._send(number, request)
+        return number
 
     def _send(self, number: int, request: Request) -> None:
         try:
@@ -187,7 +194,11 @@ class EngineClient:
             raise EngineError(f"Run {active.name} is training already. Stop it first, or wait for it to end.")
         if resume:
             self.runs.get(run).set_status(state="queued", message="Waiting for the engine")
-        self._post(Finetune(run, resume))
+        try:
+            self._post(Finetune(run, resume))
+        except EngineError as error:  # or it would seem to wait for ever
+            self.runs.get(run).set_status(state="interrupted", message=str(error))
+            raise
 
     def export(self, request: Export) -> Iterator[str | Path]:
         """Progress lines of an export; the last item is the folder it wrote. Raises DeepDoctorError."""
@@ -198,6 +209,22 @@ class EngineClient:
     def stop_training(self) -> None:
         """Stop the run that trains or waits, saving a checkpoint within one step."""
         self._send(0, Stop(0))
+
+    def prepare(self, study: str) -> None:
+        """Queue a study whose answers are to be written; follow it through its folder. Raises EngineError while another one is prepared."""
+        busy = next((each for each in self.studies.list() if each.state == "preparing" and each.is_claimed() and each.id != study), None)
+        if busy:
+            raise EngineError(f"The answers of {busy.name} are being prepared. Stop that first, or wait for it to end.")
+        self.studies.get(study).set_status(state="preparing", message="Waiting for the engine")
+        try:
+            self._preparing = self._post(Prepare(study))
+        except EngineError as error:
+            self.studies.get(study).set_status(state="interrupted", message=str(error))
+            raise
+
+    def stop_preparing(self) -> None:
+        """Stop preparing a study; the answers that are written stay."""
+        self._send(0, Stop(self._preparing))
 
     def close(self) -> None:
         """End the engine process. A run that was training stays resumable."""

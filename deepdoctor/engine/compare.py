@@ -13,8 +13,10 @@ from torch import Tensor
 
 from deepdoctor.comparison import Comparison, Proof
 from deepdoctor.config import SamplingConfig
-from deepdoctor.engine.decode import Row, decode, transcript
-from deepdoctor.engine.model import LoadedModel, adapter_hash, base_hash, select_adapter
+from deepdoctor.engine.adapters import adapter_hash, select_adapter
+from deepdoctor.engine.decode import Decoder, Row, transcript
+from deepdoctor.engine.fingerprint import base_hash
+from deepdoctor.engine.model import LoadedModel
 from deepdoctor.prompts import render_question, style_named
 
 SNAPSHOTS_PER_SECOND = 10
@@ -34,42 +36,73 @@ class Question:
     reference: str = ""
 
 
+class Pair:
+    """A comparison being made: two rows of one prompt, base first. Makes no progress by itself; a `Decoder` writes its rows.
+
+    Raises ConfigError for a question that cannot be asked.
+    """
+
+    def __init__(self, loaded: LoadedModel, asked: Question, adapter: str) -> None:
+        self.loaded, self.asked = loaded, asked
+        self.prompt_text = render_question(asked.question, style_named(asked.prompt_style))
+        prompt = loaded.tokenizer(self.prompt_text)["input_ids"]
+        self.base, self.tuned = Row(prompt, None, asked.sampling), Row(prompt, adapter, asked.sampling)
+        self.proof: Proof | None = None
+        self._shown = 0.0
+
+    @property
+    def rows(self) -> list[Row]:
+        """Base and tuned, and what else is written with them."""
+        return [self.base, self.tuned]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of it has ended."""
+        return all(row.finish for row in self.rows)
+
+    def prove(self) -> None:
+        """Take the proof, once there is something to prove. Raises ProofError if it fails."""
+        if self.proof is None and self.base.first_logits is not None:
+            self.proof = prove(self.loaded, self.prompt_text, self.base, self.tuned)
+            self.proof.require()
+
+    def due(self) -> bool:
+        """Whether it is time for a snapshot; says yes SNAPSHOTS_PER_SECOND times a second at most."""
+        now = time.monotonic()
+        if self.proof is None or self.finished or now - self._shown < 1 / SNAPSHOTS_PER_SECOND:
+            return False
+        self._shown = now
+        return True
+
+    def snapshot(self) -> Comparison:
+        """What stands there now."""
+        return Comparison(
+            **vars(self.asked),
+            base=transcript(self.loaded, self.base),
+            tuned=transcript(self.loaded, self.tuned),
+            model=self.loaded.config.name,
+            proof=self.proof,
+            versions=versions(),
+            rows_at_once=max(self.base.shared, self.tuned.shared),
+        )
+
+
 def compare(loaded: LoadedModel, asked: Question, adapter_folder: Path, should_stop: Callable[[], bool]) -> Iterator[Comparison]:
     """Snapshots of base and tuned writing together, the last one finished and proven.
 
-    `should_stop` is asked before every token; when it says yes, both sides end as "stopped" with what they have. Raises ProofError before
+    `should_stop` is asked after every token; when it says yes, both sides end as "stopped" with what they have. Raises ProofError before
     the first snapshot if the proof fails, ConfigError for a question that cannot be asked, ModelError for an adapter that does not fit.
     """
-    prompt_text = render_question(asked.question, style_named(asked.prompt_style))
-    prompt = loaded.tokenizer(prompt_text)["input_ids"]
-    adapter = select_adapter(loaded, adapter_folder)
-    base, tuned = Row(prompt, None, asked.sampling), Row(prompt, adapter, asked.sampling)
-    steps = decode(loaded, [base, tuned])
-    proof: Proof | None = None
-    shown = 0.0
-
-    def snapshot() -> Comparison:
-        return Comparison(
-            **vars(asked),
-            base=transcript(loaded, base),
-            tuned=transcript(loaded, tuned),
-            model=loaded.config.name,
-            proof=proof,
-            versions=versions(),
-        )
-
-    for _ in steps:
-        if proof is None:
-            proof = prove(loaded, prompt_text, base, tuned)
-            proof.require()
+    pair = Pair(loaded, asked, select_adapter(loaded, adapter_folder))
+    decoder = Decoder(loaded, 2, pair.base.longest)
+    decoder.submit(pair.rows)
+    while decoder.step():
+        pair.prove()
         if should_stop():
-            steps.close()
-            for row in (base, tuned):
-                row.finish = row.finish or "stopped"
-        elif time.monotonic() - shown > 1 / SNAPSHOTS_PER_SECOND and not (base.finish and tuned.finish):
-            shown = time.monotonic()
-            yield snapshot()
-    yield snapshot()
+            decoder.drop(pair.rows)
+        elif pair.due():
+            yield pair.snapshot()
+    yield pair.snapshot()
 
 
 def prove(loaded: LoadedModel, prompt_text: str, base: Row, tuned: Row) -> Proof:
@@ -85,6 +118,8 @@ def prove(loaded: LoadedModel, prompt_text: str, base: Row, tuned: Row) -> Proof
         base_difference=_distance(base.first_logits, off),
         tuned_difference=_distance(tuned.first_logits, on),
         effect=_distance(base.first_logits, tuned.first_logits),
+        base_nearer=_spread(base.first_logits, on) - _spread(base.first_logits, off),
+        tuned_nearer=_spread(tuned.first_logits, off) - _spread(tuned.first_logits, on),
         tolerance=TOLERANCES[loaded.dtype],
         base_hash=base_hash(loaded.base),
         base_hash_at_load=loaded.info.base_hash,
@@ -101,7 +136,8 @@ def reference_logits(loaded: LoadedModel, prompt: list[int], adapter: str) -> tu
     loaded.peft.eval()
     loaded.peft.set_adapter(adapter, inference_mode=True)
     try:
-        with torch.inference_mode():
+        # not inference_mode: what Unsloth keeps from such a pass (its rotation tables) could not be trained with afterwards
+        with torch.no_grad():
             with loaded.peft.disable_adapter():
                 off = loaded.peft(input_ids=ids).logits[0, -1].float()
             on = loaded.peft(input_ids=ids).logits[0, -1].float()
@@ -113,6 +149,10 @@ def reference_logits(loaded: LoadedModel, prompt: list[int], adapter: str) -> tu
 
 def _distance(left: Tensor, right: Tensor) -> float:
     return float((left - right).abs().max())
+
+
+def _spread(left: Tensor, right: Tensor) -> float:
+    return float((left - right).double().square().mean().sqrt())
 
 
 def versions() -> dict[str, Any]:

@@ -1,7 +1,11 @@
-"""Paired decoding: rows with the adapter off and on, generated together token by token, each with its own sampling and its own end."""
+"""Paired decoding: rows with the adapter off and on, written together token by token, each with its own sampling and its own end.
+
+Rows are slots of a static cache. They are filled and freed at token boundaries, so a new pair joins while others are being written.
+"""
 
 import time
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,17 +13,19 @@ from torch import Tensor
 
 from deepdoctor.comparison import Finish, Transcript
 from deepdoctor.config import SamplingConfig
-from deepdoctor.engine.forward import groups_of, new_cache, prefill, step
+from deepdoctor.engine.forward import State, Steps, TorchSteps
 from deepdoctor.engine.model import LoadedModel
+from deepdoctor.engine.sampling import Sampler
 from deepdoctor.errors import ConfigError
 from deepdoctor.prompts import THINK_CLOSE
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """One text being written: a prompt (token ids), the adapter it is written with (None: the base) and what came of it so far.
 
-    The end-of-sequence token counts as a token but is not part of `tokens`.
+    The end-of-sequence token counts as a token but is not part of `tokens`. `shared` is the most rows it was ever written beside, itself
+    counted: in 16-bit numbers rounding, and with it the text, can depend on that.
     """
 
     prompt: list[int]
@@ -28,11 +34,135 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     finish: Finish = ""
     seconds: float = 0.0
+    shared: int = 0
     first_logits: Tensor | None = None
-    generator: torch.Generator = field(default_factory=torch.Generator)
+    began: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.generator.manual_seed(self.sampling.seed)
+    @property
+    def longest(self) -> int:
+        """Tokens of cache the row can come to need."""
+        return len(self.prompt) + self.sampling.max_new_tokens
+
+
+class Decoder:
+    """The rows being written, and those that wait for a slot. Everything happens in `step`."""
+
+    def __init__(self, loaded: LoadedModel, slots: int, context: int) -> None:
+        self.loaded = loaded
+        self.slots, self.context = slots, min(context, loaded.info.max_length)
+        self.rows: list[Row] = []
+        self.waiting: deque[list[Row]] = deque()
+        self.state = State.empty(loaded.base, slots, self.context)
+        self.sampler = Sampler(slots, loaded.base.config.vocab_size, self.context, loaded.device)
+        self.steps: Steps = steps_for(loaded, self.state)
+        self._ahead = loaded.device.type == "cuda"
+        if self._ahead:
+            self._host = torch.zeros(slots, dtype=torch.int64, pin_memory=True)
+            self._arrived = torch.cuda.Event()
+
+    def submit(self, rows: list[Row]) -> None:
+        """Queue rows that are to begin together. Raises ConfigError if they can never fit."""
+        for row in rows:
+            if len(row.prompt) >= self.context:
+                over = len(row.prompt) + 1 - self.context
+                raise ConfigError(f"The question is too long: {len(row.prompt)} tokens, {over} more than fit.", field="question")
+        self.waiting.append(rows)
+
+    def drop(self, rows: Sequence[Row]) -> None:
+        """Stop writing these rows, keeping what they have; others are not touched."""
+        for row in rows:
+            if row in self.rows:
+                row.finish = row.finish or "stopped"
+                self._free(self.rows.index(row))
+        self.waiting = deque(group for group in self.waiting if not any(row in rows for row in group))
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """One token for every row; rows that wait begin where there is room. False if there was nothing to do."""
+        while self.waiting and len(self.rows) + len(self.waiting[0]) <= self.slots:
+            for row in self.waiting.popleft():
+                self._begin(row)
+        if not self.rows:
+            return False
+        self._draw()
+        if self._ahead:  # the device reads the drawn tokens on while the host looks at them
+            self.steps.forward(self._lengths())
+        self._take(self._drawn())
+        if not self._ahead and self.rows:
+            self.steps.forward([length - 1 for length in self._lengths()])
+        return True
+
+    def _lengths(self) -> list[int]:
+        return [len(row.prompt) + len(row.tokens) for row in self.rows]
+
+    def _begin(self, row: Row) -> None:
+        slot = len(self.rows)
+        self.rows.append(row)
+        row.began = time.perf_counter()
+        self.steps.prefill(slot, row.prompt, row.adapter)
+        row.first_logits = self.state.logits[slot].clone()
+        self.state.positions[slot], self.state.counts[slot], self.state.live[slot] = len(row.prompt), 0, 1
+        self.sampler.admit(slot, row.prompt, row.sampling)
+        self._arranged()
+
+    def _free(self, slot: int) -> None:
+        """Take a row out; the last one takes its place, so that rows fill the first slots."""
+        last = len(self.rows) - 1
+        if slot != last:
+            self.state.move(last, slot, self._lengths()[last])
+            self.sampler.move(last, slot)
+            self.rows[slot] = self.rows[last]
+        self.rows.pop()
+        for held in (self.state.positions, self.state.counts, self.state.live):
+            held[last] = 0
+        self._arranged()
+
+    def _arranged(self) -> None:
+        self.steps.assign([row.adapter for row in self.rows])
+        for row in self.rows:
+            row.shared = max(row.shared, len(self.rows))
+
+    def _draw(self) -> None:
+        """Draw a token for every row into `State.tokens`, and send it on its way to the host."""
+        rows = self.steps.bucket(len(self.rows))
+        greedy = all(row.sampling.temperature == 0 for row in self.rows)
+        logits, counts, tokens = self.state.logits[:rows], self.state.counts[:rows], self.state.tokens[:rows]
+        self.steps.run(("draw", rows, greedy), lambda: tokens.copy_(self.sampler.draw(logits, counts, greedy)))
+        if self._ahead:
+            self._host.copy_(self.state.tokens, non_blocking=True)
+            self._arrived.record()
+
+    def _drawn(self) -> list[int]:
+        if self._ahead:
+            self._arrived.synchronize()
+            return self._host.tolist()
+        return self.state.tokens.tolist()
+
+    def _take(self, drawn: list[int]) -> None:
+        """Write down what was drawn and free the slots of rows that are done."""
+        now = time.perf_counter()
+        for slot in reversed(range(len(self.rows))):
+            row = self.rows[slot]
+            row.seconds = now - row.began
+            if drawn[slot] == self.loaded.eos_id:
+                row.finish = "stop"
+            else:
+                row.tokens.append(drawn[slot])
+                full = len(row.prompt) + len(row.tokens) >= self.loaded.info.max_length
+                if full or len(row.tokens) >= row.sampling.max_new_tokens:
+                    row.finish = "length"
+            if row.finish:
+                self._free(slot)
+
+
+def steps_for(loaded: LoadedModel, state: State) -> Steps:
+    """The fastest steps that this model and device allow."""
+    if loaded.device.type == "cuda":
+        from deepdoctor.engine.fused import FusedSteps, why_not
+
+        if not why_not(loaded):
+            return FusedSteps(loaded.base, state)
+    return TorchSteps(loaded.base, state)
 
 
 def decode(loaded: LoadedModel, rows: list[Row]) -> Generator[None, None, None]:
@@ -40,58 +170,10 @@ def decode(loaded: LoadedModel, rows: list[Row]) -> Generator[None, None, None]:
 
     Raises ConfigError, before anything is written, if a prompt leaves no room for an answer.
     """
-    room = loaded.info.max_length
-    for row in rows:
-        if len(row.prompt) >= room:
-            raise ConfigError(
-                f"The question is too long: {len(row.prompt)} tokens, {len(row.prompt) + 1 - room} more than fit.", field="question"
-            )
-    began = time.perf_counter()
-    context = min(room, max(len(row.prompt) + row.sampling.max_new_tokens for row in rows))
-    with torch.inference_mode():
-        cache = new_cache(loaded.base, len(rows), context)
-        logits = torch.stack([prefill(loaded.base, cache, place, row.prompt, row.adapter) for place, row in enumerate(rows)])
-    for row, first in zip(rows, logits, strict=True):
-        row.first_logits = first
-    live, groups = list(rows), groups_of([row.adapter for row in rows])
-    while live:
-        for row, scores in zip(live, logits, strict=True):
-            _extend(row, scores, loaded.eos_id, room, time.perf_counter() - began)
+    decoder = Decoder(loaded, len(rows), max(row.longest for row in rows))
+    decoder.submit(rows)
+    while decoder.step():
         yield
-        staying = [place for place, row in enumerate(live) if not row.finish]
-        if not staying:
-            return
-        with torch.inference_mode():
-            if len(staying) < len(live):
-                live = [live[place] for place in staying]
-                groups = groups_of([row.adapter for row in live])
-                cache.keep(staying)
-            logits = step(loaded.base, cache, [row.tokens[-1] for row in live], groups)
-
-
-def _extend(row: Row, logits: Tensor, eos: int, room: int, seconds: float) -> None:
-    token = draw(logits, row.sampling, row.generator)
-    row.seconds = seconds
-    if token == eos:
-        row.finish = "stop"
-        return
-    row.tokens.append(token)
-    if len(row.tokens) >= row.sampling.max_new_tokens or len(row.prompt) + len(row.tokens) >= room:
-        row.finish = "length"
-
-
-def draw(logits: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
-    """One token from logits [vocabulary]: the likeliest at temperature 0, else drawn after temperature and nucleus (top-p) filtering.
-
-    Nucleus: the smallest set of likeliest tokens whose probabilities reach top_p (Holtzman et al. 2020).
-    """
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    ordered, places = (logits.float().cpu() / sampling.temperature).sort(descending=True)
-    probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
-    return int(places[torch.multinomial(probabilities, 1, generator=generator)])
 
 
 def transcript(loaded: LoadedModel, row: Row) -> Transcript:

@@ -23,7 +23,7 @@ def held_out_loss(model: Any, rows: Sequence[Encoded]) -> dict[str, float]:
     counts = {"reasoning": 0, "response": 0}
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         ordered = sorted(rows, key=lambda row: len(row.ids))
         for start in range(0, len(ordered), ROWS_AT_ONCE):
             batch = ordered[start : start + ROWS_AT_ONCE]

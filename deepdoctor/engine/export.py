@@ -9,8 +9,8 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from deepdoctor.config import EMBEDDED_MODEL
-from deepdoctor.engine.model import EMBEDDED_FOLDER, LoadedModel, write_base_name
+from deepdoctor.engine.adapters import write_base_name
+from deepdoctor.engine.model import LoadedModel
 from deepdoctor.errors import RunError
 from deepdoctor.files import write_json
 from deepdoctor.prompts import style_named
@@ -52,8 +52,7 @@ def export(loaded: LoadedModel, run: Run, step: int | None, target: Path, merged
 
 def _merge(loaded: LoadedModel, adapter: Path, folder: Path) -> None:
     """Merge into weights read afresh, so that the loaded model is never touched."""
-    source = str(EMBEDDED_FOLDER) if loaded.config.name == EMBEDDED_MODEL else loaded.config.name
-    base = AutoModelForCausalLM.from_pretrained(source, revision=loaded.config.revision, dtype=loaded.dtype)
+    base = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=loaded.dtype)
     config = copy.deepcopy(base.generation_config)
     whole = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     whole.generation_config = config

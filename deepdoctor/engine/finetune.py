@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, Trainer
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from deepdoctor.config import FinetuneConfig
+from deepdoctor.engine.adapters import fresh_adapter, write_base_name
+from deepdoctor.engine.backends import TRAINED
 from deepdoctor.engine.follow import Follow
-from deepdoctor.engine.model import TRAINED, LoadedModel, fresh_adapter, write_base_name
+from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.engine.tracking import Tracker
 from deepdoctor.files import write_json
@@ -42,6 +44,7 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
         model=model,
         args=trainer_arguments(config, run, steps, loaded),
         train_dataset=Dataset.from_dict(rows.columns()),
+        data_collator=DataCollatorForSeq2Seq(loaded.tokenizer),  # pads labels with what is not trained on
         processing_class=loaded.tokenizer,
         callbacks=[follow],
     )
@@ -52,7 +55,7 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
         trainer.train(resume_from_checkpoint=str(run.checkpoint_dir(checkpoints[-1])) if resume else None)
     finally:
         loaded.base.__dict__.pop("forward", None)  # TRL has wrapped it; the next run would wrap the wrapper
-        model.eval()
+        loaded.backend.rest(model)
         follow.tracker.finish(run.probes())
     _save_adapter(loaded, run, follow)
 
@@ -78,7 +81,7 @@ def trainer_arguments(config: FinetuneConfig, run: Run, steps: int, loaded: Load
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         optim=config.optimizer if on_gpu else "adamw_torch",
-        gradient_checkpointing=config.gradient_checkpointing and on_gpu,
+        gradient_checkpointing=config.gradient_checkpointing and on_gpu and loaded.backend.name == "transformers",  # Unsloth has its own
         max_length=None,
         seed=config.seed,
         data_seed=config.seed,

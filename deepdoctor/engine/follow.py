@@ -10,9 +10,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from deepdoctor.config import SamplingConfig
+from deepdoctor.engine.adapters import write_base_name
+from deepdoctor.engine.backends import TRAINED
 from deepdoctor.engine.decode import Row, decode, transcript
 from deepdoctor.engine.evaluate import held_out_loss
-from deepdoctor.engine.model import TRAINED, LoadedModel, write_base_name
+from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.rows import TrainingRows
 from deepdoctor.engine.tracking import Tracker
 from deepdoctor.errors import ConfigError

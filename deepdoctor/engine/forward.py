@@ -1,44 +1,94 @@
 """The forward pass over rows that each carry their own adapter, or none: base and tuned go through the weights together.
 
-Reads the weights of a loaded Llama, Qwen2 or Qwen3 model where they are; nothing is copied or merged. A row without an adapter touches base
-weights only, so no switch has to be thrown, and none can be forgotten.
+Reads the weights of a loaded Llama, Qwen2 or Qwen3 model where they are; nothing is copied or merged, and no forward of the model's own,
+which others may have patched, is called. A row without an adapter touches base weights only: there is no switch that could be forgotten.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 Group = tuple[str, slice | Tensor]
+FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 
 
 @dataclass
-class Cache:
-    """Keys and values, a list entry a layer, each [rows, kv_heads, context, head_dim]; `lengths` counts the tokens held by each row."""
+class State:
+    """What the rows being written share with the device. Rows stand in the first slots; the slots behind them are free.
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    lengths: list[int]
+    tokens, positions, counts, live: [slots] int64: the token to read next, where it goes in the cache, how many tokens were drawn, and 1
+    for a slot in use. logits: [slots, vocabulary] float32. keys, values: [layers, slots, kv_heads, context, head_dim].
+    cos, sin: [context, head_dim / 2] float32.
+    """
 
-    def keep(self, rows: list[int]) -> None:
-        """Drop all other rows."""
-        self.keys = [layer[rows] for layer in self.keys]
-        self.values = [layer[rows] for layer in self.values]
-        self.lengths = [self.lengths[row] for row in rows]
+    tokens: Tensor
+    positions: Tensor
+    counts: Tensor
+    live: Tensor
+    logits: Tensor
+    keys: Tensor
+    values: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def empty(cls, model: Any, slots: int, context: int) -> "State":
+        """All slots free, with room for `context` tokens each."""
+        weight, config = model.model.norm.weight, model.config
+        device, dtype = weight.device, weight.dtype
+        tokens, positions, counts, live = (torch.zeros(slots, dtype=torch.int64, device=device) for _ in range(4))
+        logits = torch.zeros(slots, config.vocab_size, device=device)
+        shape = (len(model.model.layers), slots, config.num_key_value_heads, context, model.model.layers[0].self_attn.head_dim)
+        keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+        return cls(tokens, positions, counts, live, logits, keys, values, *rotations(config, context, device))
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Give slot `target` the row of slot `source`, which holds `length` tokens."""
+        for held in (self.tokens, self.positions, self.counts, self.live, self.logits):
+            held[target] = held[source]
+        for cache in (self.keys, self.values):
+            cache[:, target, :, :length] = cache[:, source, :, :length]
+
+    def advance(self, rows: int) -> None:
+        """Count the token that each of the first rows has just read."""
+        self.positions[:rows] += self.live[:rows]
+        self.counts[:rows] += self.live[:rows]
 
 
-def new_cache(model: Any, rows: int, context: int) -> Cache:
-    """An empty cache for `rows` rows of at most `context` tokens."""
-    attention, norm = model.model.layers[0].self_attn, model.model.norm.weight
-    shape = (rows, model.config.num_key_value_heads, context, attention.head_dim)
-    layers = range(len(model.model.layers))
-    return Cache(
-        [torch.zeros(shape, device=norm.device, dtype=norm.dtype) for _ in layers],
-        [torch.zeros(shape, device=norm.device, dtype=norm.dtype) for _ in layers],
-        [0] * rows,
-    )
+class Steps(Protocol):
+    """One way to put rows through the weights: `TorchSteps` anywhere, `FusedSteps` on an NVIDIA GPU."""
+
+    def prefill(self, slot: int, prompt: list[int], adapter: str | None) -> None:
+        """Read a prompt into a slot; its last logits go to `State.logits[slot]`."""
+
+    def assign(self, adapters: list[str | None]) -> None:
+        """Which adapter each row is written with; told whenever the rows change."""
+
+    def forward(self, lengths: list[int]) -> None:
+        """Read one more token into each of the first rows, which hold `lengths` tokens: `tokens` at `positions`, logits to `logits`."""
+
+    def bucket(self, rows: int) -> int:
+        """How many slots take part when `rows` are in use."""
+
+    def run(self, key: Hashable, call: Callable[[], object]) -> None:
+        """Do `call`, which works on the state's tensors alone; the same key always stands for the same call."""
+
+
+def rotations(config: Any, context: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary embedding at each position, [context, head_dim / 2] float32 (Su et al. 2021)."""
+    given = config.rope_parameters
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if given["rope_type"] == "default":
+        frequencies, scale = 1.0 / given["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.float32) / width), 1.0
+    else:
+        frequencies, scale = ROPE_INIT_FUNCTIONS[given["rope_type"]](config, torch.device("cpu"))
+    angles = torch.arange(context, dtype=torch.float32)[:, None] * frequencies[None, :]
+    return (angles.cos() * scale).to(device), (angles.sin() * scale).to(device)
 
 
 def groups_of(adapters: list[str | None]) -> list[Group]:
@@ -51,76 +101,95 @@ def groups_of(adapters: list[str | None]) -> list[Group]:
     return found
 
 
-def prefill(model: Any, cache: Cache, row: int, prompt: list[int], adapter: str | None) -> Tensor:
-    """Read a prompt into one row of the cache. Returns the logits of its last token, [vocabulary], float32."""
-    device = model.model.norm.weight.device
-    ids = torch.tensor([prompt], device=device)
-    views = Cache([layer[row : row + 1] for layer in cache.keys], [layer[row : row + 1] for layer in cache.values], [0])
-    logits = _forward(model, views, ids, groups_of([adapter]))
-    cache.lengths[row] = len(prompt)
-    return logits[0]
+class TorchSteps:
+    """The steps by plain PyTorch operations, on any device and in any numbers."""
+
+    def __init__(self, model: Any, state: State) -> None:
+        self.model, self.state = model, state
+        self.groups: list[Group] = []
+
+    def assign(self, adapters: list[str | None]) -> None:
+        """Which adapter each row is written with."""
+        self.groups = groups_of(adapters)
+
+    def prefill(self, slot: int, prompt: list[int], adapter: str | None) -> None:
+        """Read a prompt into a slot; its last logits go to `State.logits[slot]`."""
+        ids = torch.tensor([prompt], device=self.state.tokens.device)
+        self.state.logits[slot] = self._logits(ids, slot, [0], groups_of([adapter]))[0]
+
+    def forward(self, lengths: list[int]) -> None:
+        """Read one more token into each of the first rows."""
+        rows = len(lengths)
+        self.state.logits[:rows] = self._logits(self.state.tokens[:rows, None], 0, lengths, self.groups)
+        self.state.advance(rows)
+
+    def bucket(self, rows: int) -> int:
+        """The rows themselves."""
+        return rows
+
+    def run(self, key: Hashable, call: Callable[[], object]) -> None:  # noqa: ARG002
+        """Do it."""
+        call()
+
+    def _logits(self, ids: Tensor, slot: int, lengths: list[int], groups: list[Group]) -> Tensor:
+        """Logits [rows, vocabulary] after the last of `ids` [rows, new], of rows that stand in slots from `slot` on and hold `lengths`."""
+        state, model = self.state, self.model.model
+        rows, new = ids.shape
+        positions = torch.tensor(lengths, device=ids.device)[:, None] + torch.arange(new, device=ids.device)
+        width = max(lengths) + new
+        hidden = model.embed_tokens(ids)
+        turn = state.cos[positions].unsqueeze(1), state.sin[positions].unsqueeze(1)
+        mask = None if len(set(lengths)) == 1 else (torch.arange(width, device=ids.device) <= positions[:, :, None]).unsqueeze(1)
+        for index, layer in enumerate(model.layers):
+            cache = state.keys[index, slot : slot + rows], state.values[index, slot : slot + rows]
+            normed = rms_norm(layer.input_layernorm, hidden)
+            query, key, value = _heads(layer.self_attn, normed, groups, turn)
+            keys, values = (_remember(held, positions, one)[:, :, :width] for held, one in zip(cache, (key, value), strict=True))
+            mixed = F.scaled_dot_product_attention(
+                query,
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=mask is None and new > 1,
+                scale=layer.self_attn.scaling,
+                enable_gqa=query.shape[1] != keys.shape[1],
+            )
+            hidden = hidden + project(layer.self_attn.o_proj, mixed.transpose(1, 2).flatten(2), groups)
+            normed = rms_norm(layer.post_attention_layernorm, hidden)
+            gate = F.silu(project(layer.mlp.gate_proj, normed, groups))
+            hidden = hidden + project(layer.mlp.down_proj, gate * project(layer.mlp.up_proj, normed, groups), groups)
+        return self.model.lm_head(rms_norm(model.norm, hidden[:, -1])).float()
 
 
-def step(model: Any, cache: Cache, tokens: list[int], groups: list[Group]) -> Tensor:
-    """Read one more token into every row. Returns logits [rows, vocabulary], float32."""
-    ids = torch.tensor(tokens, device=model.model.norm.weight.device).unsqueeze(1)
-    logits = _forward(model, cache, ids, groups)
-    cache.lengths = [length + 1 for length in cache.lengths]
-    return logits
+def rms_norm(norm: Any, x: Tensor) -> Tensor:
+    """x / rms(x) * weight, computed in float32 (Zhang and Sennrich 2019)."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+    return norm.weight * wide.to(x.dtype)
 
 
-def _forward(model: Any, cache: Cache, ids: Tensor, groups: list[Group]) -> Tensor:
-    """Logits [rows, vocabulary] after the last of `ids` [rows, new]; writes keys and values behind what the cache holds."""
-    new = ids.shape[1]
-    start = torch.tensor(cache.lengths, device=ids.device)
-    positions = start.unsqueeze(1) + torch.arange(new, device=ids.device)
-    hidden = model.model.embed_tokens(ids)
-    rotation = tuple(part.unsqueeze(1) for part in model.model.rotary_emb(hidden, positions))
-    width = max(cache.lengths) + new
-    mask = None if len(set(cache.lengths)) == 1 else torch.arange(width, device=ids.device) <= positions[:, :, None]
-    for index, layer in enumerate(model.model.layers):
-        normed = layer.input_layernorm(hidden)
-        query, key, value = _heads(layer.self_attn, normed, groups, rotation)
-        keys, values = _remember(cache, index, positions, (key, value), width)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            keys,
-            values,
-            attn_mask=None if mask is None else mask.unsqueeze(1),
-            is_causal=mask is None and new > 1,
-            scale=layer.self_attn.scaling,
-            enable_gqa=query.shape[1] != keys.shape[1],
-        )
-        hidden = hidden + project(layer.self_attn.o_proj, mixed.transpose(1, 2).flatten(2), groups)
-        normed = layer.post_attention_layernorm(hidden)
-        gate = layer.mlp.act_fn(project(layer.mlp.gate_proj, normed, groups))
-        hidden = hidden + project(layer.mlp.down_proj, gate * project(layer.mlp.up_proj, normed, groups), groups)
-    return model.lm_head(model.model.norm(hidden[:, -1])).float()
-
-
-def _heads(attention: Any, normed: Tensor, groups: list[Group], rotation: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(attention: Any, normed: Tensor, groups: list[Group], turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated query and key, and value, each [rows, heads, new, head_dim]."""
     shape = (*normed.shape[:2], -1, attention.head_dim)
     query = project(attention.q_proj, normed, groups).view(shape)
     key = project(attention.k_proj, normed, groups).view(shape)
     value = project(attention.v_proj, normed, groups).view(shape)
     if hasattr(attention, "q_norm"):
-        query, key = attention.q_norm(query), attention.k_norm(key)
-    return _rotate(query.transpose(1, 2), *rotation), _rotate(key.transpose(1, 2), *rotation), value.transpose(1, 2)
+        query, key = rms_norm(attention.q_norm, query), rms_norm(attention.k_norm, key)
+    return _rotate(query.transpose(1, 2), *turn), _rotate(key.transpose(1, 2), *turn), value.transpose(1, 2)
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021) in the half-split layout of the Llama family."""
+    """Rotary position embedding in the half-split layout of the Llama family, turned in float32."""
     first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(heads.dtype)
 
 
-def _remember(cache: Cache, index: int, positions: Tensor, new: tuple[Tensor, Tensor], width: int) -> tuple[Tensor, Tensor]:
-    """Write new keys and values at their positions and return the part of the cache in use, [rows, kv_heads, width, head_dim]."""
+def _remember(cache: Tensor, positions: Tensor, new: Tensor) -> Tensor:
+    """Write new keys or values [rows, kv_heads, new, head_dim] at their positions into the cache [rows, kv_heads, context, head_dim]."""
     rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)
-    cache.keys[index][rows, :, positions] = new[0].transpose(1, 2)
-    cache.values[index][rows, :, positions] = new[1].transpose(1, 2)
-    return cache.keys[index][:, :, :width], cache.values[index][:, :, :width]
+    cache[rows, :, positions] = new.transpose(1, 2)
+    return cache
 
 
 def project(module: nn.Module, x: Tensor, groups: list[Group]) -> Tensor:
@@ -129,8 +198,10 @@ def project(module: nn.Module, x: Tensor, groups: list[Group]) -> Tensor:
     out = base(x)
     if base is module:
         return out
+    adapter: Any = module
     for name, rows in groups:
-        adapter: Any = module
+        if name not in adapter.lora_A:
+            continue
         low = F.linear(x[rows].to(adapter.lora_A[name].weight.dtype), adapter.lora_A[name].weight)
         out[rows] += (F.linear(low, adapter.lora_B[name].weight) * adapter.scaling[name]).to(out.dtype)
     return out

@@ -1,14 +1,18 @@
-"""The engine process: requests in, events out, one thing at a time, in one thread. `python -m deepdoctor.engine.process FD DATA_DIR`."""
+"""The engine process: requests in, events out, in one thread. `python -m deepdoctor.engine.process FD DATA_DIR`.
+
+It does one thing at a time; comparisons count as one thing, since all that are asked for are written together, a token each in turn.
+"""
 
 import os
 import sys
 import traceback
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from deepdoctor.engine.protocol import Compare, EngineState, Event, Export, Finetune, Load, Phase, Request, Stop
+from deepdoctor.engine.protocol import Compare, EngineState, Event, Export, Finetune, Load, Phase, Prepare, Request, Stop
 from deepdoctor.errors import DeepDoctorError, EngineError, Stopped
 
 
@@ -20,8 +24,9 @@ class Process:
         self.data_dir = data_dir
         self.session: Any = None
         self.inbox: deque[tuple[int, Request]] = deque()
-        self.current = 0
-        self.training = ""
+        self.pairs: dict[int, Any] = {}
+        self.places: dict[int, int] = {}
+        self.current: tuple[int, Request] | None = None
         self.stop_asked = False
         self.problem = "No model is loaded."
 
@@ -32,9 +37,11 @@ class Process:
 
         self.session = Session(self.data_dir)
         while True:
-            self._receive(wait=not self.inbox)
-            while self.inbox:
+            self._receive(wait=not self.inbox and not self.pairs)
+            while self.inbox and (isinstance(self.inbox[0][1], Compare) or not self.pairs):
                 self._serve(*self.inbox.popleft())
+            if self.pairs:
+                self._write()
 
     def _receive(self, wait: bool) -> None:
         """Take in what has come. Raises EOFError when the page is gone."""
@@ -44,21 +51,30 @@ class Process:
             if isinstance(request, Stop):
                 self._stop(request.request)
             else:
+                waits = self.current or not all(isinstance(before, Compare) for _number, before in self.inbox)
                 self.inbox.append((number, request))
-                if self.current and isinstance(request, Compare):
+                if isinstance(request, Compare) and waits:
                     self._send(number, "waiting", f"Waiting: the engine is {self._doing()}.")
 
     def _stop(self, number: int) -> None:
         """Stop what runs, or drop what waits; 0 stands for the run that trains or waits to."""
-        if (number and number == self.current) or (number == 0 and self.training):
+        if self.current and (number == self.current[0] or (number == 0 and isinstance(self.current[1], Finetune))):
             self.stop_asked = True
-            return
+        elif number in self.pairs:
+            self.session.pairs.drop(self.pairs[number])
+            self._end(number)
         for waiting in list(self.inbox):
             if waiting[0] == number or (number == 0 and isinstance(waiting[1], Finetune)):
                 self.inbox.remove(waiting)
-                if isinstance(waiting[1], Finetune):
-                    self.session.runs.get(waiting[1].run).set_status(state="stopped", message="Stopped before it began")
-                self._send(waiting[0], "error", Stopped("Stopped before anything was written."))
+                self._give_up(*waiting)
+
+    def _give_up(self, number: int, request: Request) -> None:
+        """Drop a request that has not begun."""
+        if isinstance(request, Finetune):
+            self.session.runs.get(request.run).set_status(state="stopped", message="Stopped before it began")
+        if isinstance(request, Prepare):
+            self.session.studies.get(request.study).set_status(state="interrupted", message="Stopped before it began")
+        self._send(number, "error", Stopped("Stopped before anything was written."))
 
     def _should_stop(self) -> bool:
         try:
@@ -69,20 +85,95 @@ class Process:
         return self.stop_asked
 
     def _serve(self, number: int, request: Request) -> None:
-        self.current, self.stop_asked = number, False
-        self.training = request.run if isinstance(request, Finetune) else ""
+        if isinstance(request, Compare):
+            self._guarded(number, lambda: self._begin(number, request))
+            return
+        self.current, self.stop_asked = (number, request), False
+        self._state("loading" if isinstance(request, Load) else "busy", self._doing().capitalize())
+        self._guarded(number, lambda: self._send(number, "done", self._answer(number, request)))
+        self.current = None
+        self._idle()
+
+    def _guarded(self, number: int, work: Callable[[], None]) -> bool:
+        """Do it; tell the request's errors to whoever asked. Whether it went well."""
         try:
-            self._state("loading" if isinstance(request, Load) else "busy", self._doing().capitalize())
-            self._send(number, "done", self._answer(number, request))
+            work()
         except DeepDoctorError as error:
-            self.problem = str(error) if isinstance(request, Load) else self.problem
+            if self.current and isinstance(self.current[1], Load):
+                self.problem = str(error)
             self._send(number, "error", error)
         except (EOFError, BrokenPipeError):
             raise
         except Exception as error:
             traceback.print_exc()
-            self._send(number, "error", EngineError(f"{type(error).__name__}: {error}. Details are in engine.log in the data folder."))
-        self.current, self.training = 0, ""
+            self._send(number, "error", told(error))
+            if is_broken(error):
+                raise SystemExit(f"The accelerator is in a state that only a new process mends: {error}") from error
+        else:
+            return True
+        return False
+
+    def _begin(self, number: int, request: Compare) -> None:
+        self.pairs[number] = self.session.begin(request)
+        self._state("busy", "Answering")
+
+    def _write(self) -> None:
+        """One token for every comparison, and the news of it."""
+        numbers = list(self.pairs)
+        if not self._guarded_step(numbers):
+            return
+        for number in numbers:
+            pair = self.pairs[number]
+            if not self._guarded(number, pair.prove):
+                self.session.pairs.drop(pair)
+                self._forget(number)
+            elif pair.finished:
+                self._end(number)
+            elif pair.due():
+                self._send(number, "snapshot", pair.snapshot())
+            else:
+                self._tell_place(number, self.session.pairs.place(pair))
+
+    def _tell_place(self, number: int, place: int) -> None:
+        """Tell a comparison that found no room where it stands in line, whenever that changes."""
+        if place >= 0 and self.places.get(number) != place:
+            self.places[number] = place
+            before = f"{place} {'waits' if place == 1 else 'wait'} before this one" if place else "this one is next"
+            self._send(number, "waiting", f"Waiting: as many comparisons as fit are being written; {before}.")
+
+    def _guarded_step(self, numbers: list[int]) -> bool:
+        try:
+            self.session.step()
+        except Exception as error:
+            traceback.print_exc()
+            for number in numbers:
+                self._send(number, "error", error if isinstance(error, DeepDoctorError) else told(error))
+                self.session.pairs.drop(self.pairs[number])
+                self._forget(number)
+            if is_broken(error):
+                raise SystemExit(f"The accelerator is in a state that only a new process mends: {error}") from error
+            self.session.pairs.release()
+            return False
+        return True
+
+    def _end(self, number: int) -> None:
+        """A comparison has come to its end: prove, save and tell it."""
+        pair = self.pairs[number]
+
+        def finish() -> None:
+            pair.prove()
+            self._send(number, "done", self.session.finish(pair))
+
+        self._guarded(number, finish)
+        self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        del self.pairs[number]
+        self.places.pop(number, None)
+        if not self.pairs:
+            self._idle()
+
+    def _idle(self) -> None:
         if self.session.loaded:
             self._state("ready", "Ready")
         else:
@@ -91,30 +182,44 @@ class Process:
     def _answer(self, number: int, request: Request) -> Any:
         if isinstance(request, Load):
             return self.session.load(request.model, lambda message, fraction: self._state("loading", message, fraction)).info
-        if isinstance(request, Compare):
-            return self._compare(number, request)
         if isinstance(request, Finetune):
             return self.session.finetune(request.run, request.resume, self._should_stop).id
+        if isinstance(request, Prepare):
+            return self.session.prepare(request.study, self._should_stop).id
         assert isinstance(request, Export)
         return self.session.export(request, lambda line: self._send(number, "progress", line))
 
-    def _compare(self, number: int, request: Compare) -> Any:
-        latest = None
-        for latest in self.session.compare(request, self._should_stop):
-            if not latest.id:
-                self._send(number, "snapshot", latest)
-        return latest
-
     def _doing(self) -> str:
-        return f"training {self.session.runs.get(self.training).name}" if self.training else "answering"
+        request = self.current and self.current[1]
+        if isinstance(request, Finetune):
+            return f"training {self.session.runs.get(request.run).name}"
+        if isinstance(request, Prepare):
+            return f"preparing {self.session.studies.get(request.study).name}"
+        if isinstance(request, Export):
+            return "exporting"
+        return "loading a model" if isinstance(request, Load) else "answering"
 
     def _state(self, phase: Phase, message: str, fraction: float | None = None) -> None:
         info = self.session.loaded.info if self.session and self.session.loaded else None
-        doing = self._doing() if phase == "busy" else ""
-        self._send(0, "state", EngineState(phase, message, fraction, info, doing, self.training))
+        request = self.current and self.current[1]
+        run = request.run if isinstance(request, Finetune) else ""
+        study = request.study if isinstance(request, Prepare) else ""
+        self._send(0, "state", EngineState(phase, message, fraction, info, self._doing() if phase == "busy" else "", run, study))
 
     def _send(self, number: int, kind: Any, value: Any) -> None:
         self.connection.send(Event(number, kind, value))
+
+
+def told(error: Exception) -> EngineError:
+    """An unforeseen error in words, with what to do about memory that ran out."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return EngineError("Out of memory. Lower the longest answer, or ask again when fewer comparisons are being written.")
+    return EngineError(f"{type(error).__name__}: {error}. Details are in engine.log in the data folder.")
+
+
+def is_broken(error: Exception) -> bool:
+    """Whether CUDA itself has failed, after which no call of this process works any more (out of memory is not that)."""
+    return "AcceleratorError" in type(error).__name__ or ("CUDA error" in str(error) and type(error).__name__ != "OutOfMemoryError")
 
 
 def main() -> None:
@@ -122,7 +227,10 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     try:
         Process(connection, Path(sys.argv[2])).run()
-    except (EOFError, BrokenPipeError, ConnectionResetError, SystemExit):
+    except SystemExit as end:
+        print(end.code or "", file=sys.stderr, flush=True)
+        os._exit(1 if end.code else 0)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the page is gone: nothing is left to serve, and threads of libraries must not hold us
 
 

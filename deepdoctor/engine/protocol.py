@@ -14,7 +14,8 @@ class ModelInfo:
     """The loaded base model, as far as the page needs to know it.
 
     projections: per adapted module kind, (inputs, outputs) of one layer; flops: measured forward rate in FLOP/s of a matrix product
-    on this device; memory_bytes: what the device has in all. tokenizer_file: a tokenizer.json that `tokenizers` can read.
+    on this device; memory_bytes: what the device has in all. tokenizer_file: a tokenizer.json that `tokenizers` can read. backend: the
+    library that loaded it and trains it.
     """
 
     name: str
@@ -31,11 +32,13 @@ class ModelInfo:
     base_hash: str
     flops: float
     memory_bytes: int
+    backend: str = "transformers"
 
 
 @dataclass(frozen=True)
 class EngineState:
-    """Where the engine stands. `doing` is what keeps it busy, in words; `run` the run that is training, if any."""
+    """Where the engine stands. `doing` is what keeps it busy, in words; `run` the run that is training and `study` the study that is being
+    prepared, if any."""
 
     phase: Phase = "starting"
     message: str = "Starting the engine"
@@ -43,6 +46,7 @@ class EngineState:
     model: ModelInfo | None = None
     doing: str = ""
     run: str = ""
+    study: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,20 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Prepare:
+    """Write the answers that a study still lacks (`Studies.create` has made its folder)."""
+
+    study: str
+
+
+@dataclass(frozen=True)
 class Stop:
     """Stop the request with that number as soon as the current token or step is done, keeping what there is."""
 
     request: int
 
 
-Request = Load | Compare | Finetune | Export | Stop
+Request = Load | Compare | Finetune | Export | Prepare | Stop
 
 
 @dataclass(frozen=True)

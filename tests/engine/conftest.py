@@ -1,16 +1,20 @@
 """What the engine's tests share: tiny models on disk, random adapters for them, and sessions that have them loaded."""
 
+import deepdoctor.engine.accelerator  # noqa: F401
+
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from deepdoctor.config import DatasetConfig
+from deepdoctor.config import DatasetConfig, ModelConfig
+from deepdoctor.engine.client import EngineClient
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.session import Session
 from deepdoctor.runs import Run
 from tests.engine import tiny
+from tests.engine.across import log_of, train
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -60,3 +64,33 @@ def trained(tmp_path_factory: pytest.TempPathFactory, llama: Path, dataset: Data
     session = tiny.open_session(tmp_path_factory.mktemp("trained"), llama)
     run = tiny.new_run(session, dataset, max_steps=6, probe_steps=3, eval_steps=3)
     return session, session.finetune(run.id)
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Llama that never ends an answer by itself: what is to be stopped must still be going on."""
+    return tiny.save_model(tmp_path_factory.mktemp("endless"), eos_token_id=1)
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory, endless: Path) -> Iterator[EngineClient]:
+    """A client of a real engine process, shared by all tests; they take it as `client`."""
+    with EngineClient(tmp_path_factory.mktemp("process") / "data", ModelConfig(name=str(endless))) as started:
+        assert tiny.until(lambda: started.state.phase == "ready"), log_of(started)
+        yield started
+
+
+@pytest.fixture
+def client(engine: EngineClient) -> Iterator[EngineClient]:
+    """The shared client, ready. A test that fails while the engine works must not take the others with it."""
+    yield engine
+    if engine.runs.active():
+        engine.stop_training()
+    engine.stop_preparing()
+    assert tiny.until(lambda: not engine.runs.active() and engine.state.phase == "ready"), log_of(engine)
+
+
+@pytest.fixture(scope="session")
+def run(engine: EngineClient, dataset: DatasetConfig) -> Run:
+    """A run that the shared engine process has trained to its end."""
+    return train(engine, dataset)

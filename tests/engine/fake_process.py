@@ -47,7 +47,7 @@ def serve(connection: Connection, data_dir: Path) -> None:
     while True:
         number, request = connection.recv()
         with (data_dir / "requests").open("a") as file:
-            file.write(f"{type(request).__name__} {getattr(request, 'run', '')}\n")
+            file.write(f"{type(request).__name__} {getattr(request, 'run', '') or getattr(request, 'study', '')}\n")
         if isinstance(request, Compare):
             compare(connection, number, request)
         elif isinstance(request, Load) and request.model.name == "missing":

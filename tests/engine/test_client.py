@@ -14,6 +14,8 @@ from deepdoctor.engine.client import RESTARTS_PER_MINUTE, EngineClient
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.errors import ConfigError, EngineError, ModelError
 from deepdoctor.runs import Run
+from deepdoctor.study import Study
+from tests.prepared import created
 
 FAKE = Path(__file__).with_name("fake_process.py")
 ROOT = FAKE.parents[2]
@@ -126,6 +128,16 @@ def test_an_engine_that_was_not_started_says_so(client: EngineClient) -> None:
         client.compare(Compare("hello", "run"))
 
 
+def test_what_could_not_be_handed_in_does_not_seem_to_wait(client: EngineClient) -> None:
+    run, study = new_run(client), created(client.data_dir, 2)
+    with pytest.raises(EngineError, match="not been started"):
+        client.finetune(run.id)
+    with pytest.raises(EngineError, match="not been started"):
+        client.prepare(study.id)
+    for left in (run, study):
+        assert (left.state, left.status["message"]) == ("interrupted", "The engine has not been started.")
+
+
 @pytest.mark.parametrize(("question", "how"), [("kill", "killed by signal 9"), ("exit 3", "ended with code 3")])
 def test_a_death_is_told_and_a_new_engine_answers(client: EngineClient, question: str, how: str) -> None:
     client.start()
@@ -146,6 +158,7 @@ def test_a_death_leaves_a_training_run_interrupted_and_resumable(client: EngineC
         ask(client, "kill")
     assert run.state == "interrupted"
     assert "killed by signal 9" in run.status["message"]
+    assert ready(client)
     client.finetune(run.id, resume=True)
     assert run.state == "queued"
 
@@ -198,6 +211,55 @@ def test_only_one_run_trains_at_a_time(client: EngineClient) -> None:
     with pytest.raises(EngineError, match="is training already"):
         client.finetune(second.id, resume=True)
     assert second.state == "stopped"
+
+
+def claimed(client: EngineClient) -> Study:
+    """A study whose answers are being prepared, by a process that lives: this one."""
+    study = created(client.data_dir, 2)
+    study.claim()
+    return study
+
+
+def test_a_study_is_handed_in_and_can_be_stopped(client: EngineClient) -> None:
+    client.start()
+    study = created(client.data_dir, 2)
+    study.set_status(state="interrupted", message="Stopped")
+    client.prepare(study.id)
+    assert (study.state, study.status["message"]) == ("preparing", "Waiting for the engine")
+    assert until(lambda: requested(client, f"Prepare {study.id}"))
+    client.stop_preparing()
+    assert until(lambda: requested(client, "Stop"))
+
+
+def test_only_one_study_is_prepared_at_a_time(client: EngineClient) -> None:
+    client.start()
+    first, second = claimed(client), created(client.data_dir, 2)
+    second.set_status(state="interrupted")
+    with pytest.raises(EngineError, match=f"answers of {first.name} are being prepared"):
+        client.prepare(second.id)
+    assert second.state == "interrupted"
+    client.prepare(first.id)
+    assert until(lambda: requested(client, f"Prepare {first.id}"))
+
+
+def test_a_death_leaves_a_study_interrupted(client: EngineClient) -> None:
+    client.start()
+    study = created(client.data_dir, 2)
+    with pytest.raises(EngineError):
+        ask(client, "kill")
+    assert study.state == "interrupted"
+    assert "killed by signal 9" in study.status["message"]
+    assert ready(client)
+    client.prepare(study.id)
+    assert study.state == "preparing"
+
+
+def test_studies_of_an_earlier_app_are_marked_at_the_start(client: EngineClient) -> None:
+    lost, open_ = created(client.data_dir, 2), created(client.data_dir, 2)
+    open_.set_status(state="open")
+    client.start()
+    assert (lost.state, open_.state) == ("interrupted", "open")
+    assert "restarted" in lost.status["message"]
 
 
 def test_an_export_ends_with_its_folder(client: EngineClient) -> None:

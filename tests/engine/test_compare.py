@@ -8,9 +8,11 @@ import torch
 
 from deepdoctor.comparison import Comparison
 from deepdoctor.config import SamplingConfig
+from deepdoctor.engine.adapters import adapter_hash, select_adapter
 from deepdoctor.engine.compare import TOLERANCES, compare, reference_logits
 from deepdoctor.engine.decode import Row
-from deepdoctor.engine.model import LoadedModel, adapter_hash, base_weights, select_adapter
+from deepdoctor.engine.fingerprint import base_weights
+from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.session import Session, never
 from deepdoctor.errors import ConfigError, ProofError
 from deepdoctor.prompts import render_question

@@ -1,19 +1,44 @@
-"""Decoding: greedy tokens are generate's, sampling is transformers' distribution, and rows neither see nor wait for each other."""
+"""Decoding: greedy tokens are generate's, and rows neither see nor wait for each other, whenever they come, go or move."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from deepdoctor.config import SamplingConfig
-from deepdoctor.engine.decode import Row, decode, draw, transcript
-from deepdoctor.engine.model import LoadedModel, select_adapter
+from deepdoctor.engine.adapters import select_adapter
+from deepdoctor.engine.backends import TRAINED
+from deepdoctor.engine.decode import Decoder, Row, decode, transcript
+from deepdoctor.engine.model import LoadedModel
+from deepdoctor.engine.session import Session
 from deepdoctor.errors import ConfigError
 from tests.engine import tiny
 
 PROMPTS = [[0, 5, 9, 17, 300, 41, 8, 77], [12], [0, 250, 31, 8, 99, 14, 3, 7, 7, 7, 20, 61, 5]]
 TOKENS = 24
+
+
+def sampled(seed: int = 3, **changes: float) -> SamplingConfig:
+    return SamplingConfig.of({"temperature": 0.8, "seed": seed, "max_new_tokens": TOKENS, **changes})
+
+
+def alone(loaded: LoadedModel, row: Row) -> list[int]:
+    """What such a row writes with nobody beside it."""
+    [written] = tiny.write(loaded, Row(row.prompt, row.adapter, row.sampling))
+    return written
+
+
+def finish(decoder: Decoder) -> None:
+    """Write everything to its end."""
+    while decoder.step():
+        pass
+
+
+@pytest.fixture
+def sides(loaded: LoadedModel, adapter: Path) -> tuple[None, str]:
+    """No adapter, and the name of one that is attached."""
+    return None, select_adapter(loaded, adapter)
 
 
 @pytest.mark.parametrize("family", list(tiny.FAMILIES))
@@ -30,6 +55,17 @@ def test_greedy_tokens_are_those_of_generate(tmp_path: Path, family: str) -> Non
     assert wanted[0] != wanted[1]
     with tuned.disable_adapter():
         assert [tiny.generate(tuned, prompt, TOKENS) for prompt in PROMPTS] == written[::2]
+
+
+@pytest.mark.parametrize("penalty", [1.4, 0.8])
+def test_greedy_tokens_with_a_repetition_penalty_are_those_of_generate(
+    loaded: LoadedModel, llama: Path, adapter: Path, sides: tuple[None, str], penalty: float
+) -> None:
+    greedy = SamplingConfig(temperature=0, max_new_tokens=60, repetition_penalty=penalty)
+    written = tiny.write(loaded, *(Row(prompt, side, greedy) for prompt in PROMPTS for side in sides))
+    models = tiny.plain(llama), tiny.with_adapter(llama, adapter)
+    assert written == [tiny.generate(model, prompt, 60, repetition_penalty=penalty) for prompt in PROMPTS for model in models]
+    assert written[0] != tiny.generate(models[0], PROMPTS[0], 60)
 
 
 def test_several_adapters_in_one_batch(loaded: LoadedModel, llama: Path, tmp_path: Path) -> None:
@@ -91,31 +127,6 @@ def test_writing_stops_where_the_context_ends(loaded: LoadedModel, llama: Path) 
     assert other.tokens == tiny.generate(tiny.plain(llama), other.prompt, 100)
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.0, 0.5), (0.6, 0.95), (2.0, 0.8), (0.3, 0.05)])
-def test_tokens_are_drawn_as_transformers_would(temperature: float, top_p: float) -> None:
-    """Support must be equal; frequencies lie within a chi-square bound that a right sampler misses once in ten thousand seeds."""
-    draws, vocabulary = 6000, 14
-    logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(5)) * 1.2
-    warped = TemperatureLogitsWarper(temperature)(None, logits.unsqueeze(0))
-    warped = TopPLogitsWarper(top_p)(None, warped) if top_p < 1 else warped
-    wanted = warped.softmax(-1)[0]
-    sampling = SamplingConfig(temperature=temperature, top_p=top_p)
-    generator = torch.Generator().manual_seed(11)
-    counts = torch.bincount(torch.tensor([draw(logits, sampling, generator) for _ in range(draws)]), minlength=vocabulary)
-    kept = wanted > 0
-    assert wanted[kept].min() * draws > 5, "the comparison needs a few draws of every token"
-    assert (counts > 0).tolist() == kept.tolist()
-    chi_square = ((counts - wanted * draws)[kept] ** 2 / (wanted * draws)[kept]).sum()
-    freedom = int(kept.sum()) - 1
-    assert chi_square <= freedom + 4 * (2 * freedom) ** 0.5 + 8
-
-
-def test_temperature_zero_takes_the_likeliest_token_whatever_the_seed() -> None:
-    logits = torch.tensor([0.0, 3.0, 2.999, -1.0])
-    found = {draw(logits, SamplingConfig(temperature=0, seed=seed), torch.Generator().manual_seed(seed)) for seed in range(20)}
-    assert found == {1}
-
-
 def test_the_same_seed_writes_the_same_text_and_another_seed_another(loaded: LoadedModel, adapter: Path) -> None:
     name = select_adapter(loaded, adapter)
 
@@ -128,17 +139,124 @@ def test_the_same_seed_writes_the_same_text_and_another_seed_another(loaded: Loa
     assert text(1)[1] != text(2)[1]
 
 
-def test_a_text_does_not_depend_on_its_neighbours(loaded: LoadedModel, adapter: Path) -> None:
-    name = select_adapter(loaded, adapter)
-    sampling = SamplingConfig(temperature=0.8, seed=3, max_new_tokens=TOKENS)
-    other = SamplingConfig(temperature=1.5, seed=4, max_new_tokens=7)
+def test_rows_join_while_others_are_written_and_every_text_is_the_text_alone(loaded: LoadedModel, sides: tuple[None, str]) -> None:
+    """A new pair at every third step, of all kinds of sampling and lengths, ten of them through six slots."""
+    lengths = [24, 3, 40, 11, 1, 17, 30, 8, 2, 25]
+    kinds: list[dict[str, float]] = [{}, {"temperature": 0}, {"temperature": 1.5, "top_k": 9}, {"repetition_penalty": 1.3}, {"min_p": 0.1}]
+    samplings = [sampled(number, max_new_tokens=length, **kinds[number % 5]) for number, length in enumerate(lengths)]
+    pairs = [[Row(PROMPTS[number % 3], side, sampling) for side in sides] for number, sampling in enumerate(samplings)]
+    decoder, waiting = Decoder(loaded, 6, 64), list(pairs)
+    for step in range(300):
+        if waiting and step % 3 == 0:
+            decoder.submit(waiting.pop(0))
+        decoder.step()
+    assert [[row.tokens for row in pair] for pair in pairs] == [[alone(loaded, row) for row in pair] for pair in pairs]
+    assert {row.finish for pair in pairs for row in pair} <= {"length", "stop"}
+    assert pairs[0][0].shared == 6
+    assert decoder.rows == []
 
-    def row() -> Row:
-        return Row(PROMPTS[0], name, sampling)
 
-    [alone] = tiny.write(loaded, row())
-    assert tiny.write(loaded, row(), Row(PROMPTS[2], None, other))[0] == alone
-    assert tiny.write(loaded, Row(PROMPTS[1], None, other), row(), Row(PROMPTS[2], name, other))[1] == alone
+def test_how_many_rows_stood_beside_one_another_is_kept(loaded: LoadedModel) -> None:
+    decoder = Decoder(loaded, 4, 64)
+    early, late = Row(PROMPTS[0], None, sampled(1)), Row(PROMPTS[0], None, sampled(2, max_new_tokens=40))
+    decoder.submit([early])
+    decoder.step()
+    assert early.shared == 1
+    decoder.submit([late])
+    finish(decoder)
+    assert (early.shared, late.shared) == (2, 2)
+
+
+def test_dropping_a_pair_in_the_middle_frees_its_slots_and_leaves_the_others(loaded: LoadedModel, sides: tuple[None, str]) -> None:
+    pairs = [[Row(PROMPTS[number], side, sampled(number)) for side in sides] for number in range(3)]
+    decoder = Decoder(loaded, 6, 64)
+    for pair in pairs:
+        decoder.submit(pair)
+    for _ in range(7):
+        decoder.step()
+    decoder.drop(pairs[0])
+    assert len(decoder.rows) == 4
+    new = [Row(PROMPTS[2], side, sampled(9)) for side in sides]
+    decoder.submit(new)
+    decoder.step()
+    assert len(decoder.rows) == 6, "the new pair has taken the slots that became free"
+    finish(decoder)
+    for row in pairs[0]:
+        assert (row.tokens, row.finish) == (alone(loaded, row)[:7], "stopped")
+    for row in [*pairs[1], *pairs[2], *new]:
+        assert row.tokens == alone(loaded, row)
+        assert row.finish == "length"
+
+
+def test_rows_that_wait_begin_together_in_order_and_as_soon_as_there_is_room(loaded: LoadedModel) -> None:
+    def rows(count: int, most: int) -> list[Row]:
+        return [Row(PROMPTS[1], None, sampled(number, max_new_tokens=most)) for number in range(count)]
+
+    first, second, third, fourth = rows(2, 5), rows(1, 8), rows(3, 4), rows(1, 4)
+    decoder, began = Decoder(loaded, 4, 64), {}
+    for group in (first, second, third, fourth):
+        decoder.submit(group)
+    step = 0
+    while decoder.step():
+        for name, group in (("first", first), ("second", second), ("third", third), ("fourth", fourth)):
+            if any(row.tokens for row in group):
+                assert all(row.tokens for row in group)
+                began.setdefault(name, step)
+        step += 1
+    # three wait for two slots and one that stands free; the fourth would fit at once, but comes after them
+    assert began == {"first": 0, "second": 0, "third": 5, "fourth": 8}
+
+
+def test_dropping_rows_that_wait_takes_them_out_of_the_queue(loaded: LoadedModel) -> None:
+    decoder = Decoder(loaded, 1, 64)
+    first, second, third = (Row(PROMPTS[0], None, sampled(number, max_new_tokens=4)) for number in range(3))
+    for row in (first, second, third):
+        decoder.submit([row])
+    decoder.step()
+    decoder.drop([second])
+    finish(decoder)
+    assert [len(row.tokens) for row in (first, second, third)] == [4, 0, 4]
+    assert second.finish == ""
+
+
+def test_a_slot_used_a_hundred_times_writes_as_at_first(loaded: LoadedModel, sides: tuple[None, str]) -> None:
+    decoder = Decoder(loaded, 2, 64)
+
+    def written(prompt: list[int], seed: int, most: int) -> list[list[int]]:
+        rows = [Row(prompt, side, sampled(seed, max_new_tokens=most, repetition_penalty=1.2)) for side in sides]
+        decoder.submit(rows)
+        finish(decoder)
+        return [row.tokens for row in rows]
+
+    first = written(PROMPTS[0], 1, 12)
+    for turn in range(100):
+        written(PROMPTS[turn % 3], turn, 1 + turn * 7 % 20)
+    assert written(PROMPTS[0], 1, 12) == first
+
+
+def test_an_adapter_trained_further_is_seen_at_once(session: Session) -> None:
+    loaded = tiny.model_of(session)
+    training = tiny.busy_training(session)
+    next(training)
+    assert loaded.peft is not None
+    decoder, found = Decoder(loaded, 2, 64), []
+    for _ in range(3):
+        rows = [Row(PROMPTS[0], side, tiny.GREEDY) for side in (None, TRAINED)]
+        decoder.submit(rows)
+        finish(decoder)
+        assert rows[1].tokens == tiny.generate(loaded.peft, PROMPTS[0], 24)
+        with loaded.peft.disable_adapter():
+            assert rows[0].tokens == tiny.generate(loaded.peft, PROMPTS[0], 24)
+        found.append(tuple(rows[1].tokens))
+        for _ in range(4):
+            next(training)
+    assert len(set(found)) == 3, "the training in between was real"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels are wanted")
+def test_without_a_gpu_no_kernels_are_imported(loaded: LoadedModel) -> None:
+    tiny.write(loaded, Row(PROMPTS[0], None, tiny.GREEDY))
+    assert not {"triton", "deepdoctor.engine.fused", "deepdoctor.engine.kernels"} & set(sys.modules)
 
 
 def test_leaving_early_keeps_what_was_written(loaded: LoadedModel) -> None:

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepdoctor.engine.export import export
-from deepdoctor.engine.model import base_hash
+from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.engine.session import Session
 from deepdoctor.errors import ModelError, RunError

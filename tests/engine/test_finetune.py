@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 
 from deepdoctor.config import DatasetConfig
+from deepdoctor.engine.adapters import fresh_adapter, select_adapter
 from deepdoctor.engine.finetune import finetune, trainer_arguments
-from deepdoctor.engine.model import fresh_adapter, select_adapter
 from deepdoctor.engine.protocol import Compare
 from deepdoctor.engine.rows import IGNORED, prepare_rows
 from deepdoctor.engine.session import Session, never

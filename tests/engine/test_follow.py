@@ -10,8 +10,8 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from deepdoctor.config import DatasetConfig
+from deepdoctor.engine.adapters import fresh_adapter
 from deepdoctor.engine.follow import Follow, memory_gib
-from deepdoctor.engine.model import fresh_adapter
 from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.engine.session import Session, never
 from deepdoctor.engine.tracking import Tracker

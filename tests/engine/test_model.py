@@ -10,18 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from deepdoctor.config import ModelConfig
-from deepdoctor.engine.model import (
-    SELECTED_AT_MOST,
-    LoadedModel,
-    adapter_hash,
-    base_hash,
-    base_weights,
-    checksum,
-    fresh_adapter,
-    load,
-    select_adapter,
-    write_base_name,
-)
+from deepdoctor.engine.adapters import SELECTED_AT_MOST, adapter_hash, fresh_adapter, select_adapter, write_base_name
+from deepdoctor.engine.fingerprint import base_hash, base_weights, checksum
+from deepdoctor.engine.model import LoadedModel, load
 from deepdoctor.engine.session import Session
 from deepdoctor.errors import ModelError
 from deepdoctor.nano.tokenizer import EOS

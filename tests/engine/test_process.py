@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from multiprocessing.connection import Pipe
 from pathlib import Path
 
@@ -19,70 +17,17 @@ from deepdoctor.engine.protocol import Compare, Export, Finetune, Load, Stop
 from deepdoctor.errors import EngineError, ModelError, RunError, Stopped
 from deepdoctor.runs import Run
 from tests.engine import tiny
+from tests.engine.across import QUESTION, begin, log_of, training
 from tests.engine.tiny import until
 
 pytestmark = pytest.mark.timeout(60)
-QUESTION = "A patient aged 50 has thirst. What is it?"
 LONG = SamplingConfig(temperature=0, max_new_tokens=300)
 ENDLESS = 100_000
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama that never ends an answer by itself: what is to be stopped must still be going on."""
-    return tiny.save_model(tmp_path_factory.mktemp("endless"), eos_token_id=1)
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[EngineClient]:
-    """A started client, shared; tests wait until it is ready and leave it so."""
-    with EngineClient(tmp_path_factory.mktemp("process") / "data", ModelConfig(name=str(model))) as started:
-        assert until(lambda: started.state.phase == "ready"), log_of(started)
-        yield started
-
-
-@pytest.fixture(autouse=True)
-def _left_idle(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that fails while the engine trains must not take the others with it."""
-    yield
-    if "client" in request.fixturenames:
-        shared: EngineClient = request.getfixturevalue("client")
-        if shared.runs.active():
-            shared.stop_training()
-        assert until(lambda: not shared.runs.active() and shared.state.phase == "ready"), log_of(shared)
-
-
-@pytest.fixture(scope="module")
-def run(client: EngineClient, dataset: DatasetConfig) -> Run:
-    """A run that the engine process has trained to its end."""
-    return train(client, dataset)
-
-
-def log_of(client: EngineClient) -> str:
-    return (client.data_dir / "engine.log").read_text()
-
-
-def begin(client: EngineClient, dataset: DatasetConfig, **changes: object) -> Run:
-    """Queue a run."""
-    run = client.runs.create(client.model, dataset, tiny.recipe(**changes))
-    client.finetune(run.id)
-    return run
-
-
-def train(client: EngineClient, dataset: DatasetConfig, **changes: object) -> Run:
-    run = begin(client, dataset, **changes)
-    assert until(lambda: run.state not in ("queued", "running")), log_of(client)
-    assert until(lambda: client.state.phase == "ready")
-    return run
-
-
-def training(run: Run, step: int = 1) -> bool:
-    return until(lambda: run.status["step"] >= step)
-
-
-def test_it_loads_and_says_what(client: EngineClient, model: Path) -> None:
+def test_it_loads_and_says_what(client: EngineClient, endless: Path) -> None:
     assert client.state.model is not None
-    assert client.state.model.name == str(model)
+    assert client.state.model.name == str(endless)
     assert client.state.message == "Ready"
 
 
@@ -189,22 +134,6 @@ def test_a_run_stopped_before_it_began_does_not_train(client: EngineClient, data
     assert until(lambda: client.state.phase == "ready")
 
 
-def test_two_questions_at_once_are_both_answered(client: EngineClient, run: Run) -> None:
-    answers: dict[int, Comparison | str] = {}
-
-    def listen(seed: int) -> None:
-        sampling = SamplingConfig(temperature=0.8, seed=seed, max_new_tokens=40)
-        *_, answers[seed] = client.follow(client.compare(Compare(QUESTION, run.id, sampling=sampling)))
-
-    listeners = [threading.Thread(target=listen, args=(seed,), daemon=True) for seed in (1, 2)]
-    for listener in listeners:
-        listener.start()
-    for listener in listeners:
-        listener.join(timeout=60)
-    made = [answers[seed] for seed in (1, 2)]
-    assert [each.sampling.seed for each in made if isinstance(each, Comparison)] == [1, 2]
-
-
 def test_errors_cross_the_pipe_as_they_are(client: EngineClient, run: Run) -> None:
     with pytest.raises(RunError, match="no run"):
         list(client.follow(client.compare(Compare(QUESTION, "20200101-000000-abcd"))))
@@ -252,15 +181,15 @@ def start_alone(folder: Path) -> tuple[subprocess.Popen[bytes], object]:
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "training"])
 def test_when_the_page_is_gone_the_engine_ends_and_the_run_can_be_resumed(
-    tmp_path: Path, model: Path, dataset: DatasetConfig, busy: bool
+    tmp_path: Path, endless: Path, dataset: DatasetConfig, busy: bool
 ) -> None:
     from deepdoctor.runs import Runs
 
     process, ours = start_alone(tmp_path)
     for nothing in (0, 7):
         ours.send((0, Stop(nothing)))  # type: ignore[attr-defined]
-    run = Runs(tmp_path).create(ModelConfig(name=str(model)), dataset, tiny.recipe(max_steps=ENDLESS, checkpoint_steps=5))
-    ours.send((1, Load(ModelConfig(name=str(model)))))  # type: ignore[attr-defined]
+    run = Runs(tmp_path).create(ModelConfig(name=str(endless)), dataset, tiny.recipe(max_steps=ENDLESS, checkpoint_steps=5))
+    ours.send((1, Load(ModelConfig(name=str(endless)))))  # type: ignore[attr-defined]
     while ours.recv().kind != "done":  # type: ignore[attr-defined]
         pass
     if busy:
@@ -271,7 +200,7 @@ def test_when_the_page_is_gone_the_engine_ends_and_the_run_can_be_resumed(
     if busy:
         assert Runs(tmp_path).mark_interrupted("The app was closed.") == [run]
         assert run.checkpoints()
-        assert tiny.open_session(tmp_path, model).finetune(run.id, resume=True, should_stop=tiny.StopAfter(1)).state == "stopped"
+        assert tiny.open_session(tmp_path, endless).finetune(run.id, resume=True, should_stop=tiny.StopAfter(1)).state == "stopped"
 
 
 def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
@@ -280,12 +209,12 @@ def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
         assert "/no/such/model could not be loaded" in client.state.message
 
 
-def test_the_page_killed_takes_the_engine_with_it(tmp_path: Path, model: Path) -> None:
+def test_the_page_killed_takes_the_engine_with_it(tmp_path: Path, endless: Path) -> None:
     """kill -9 of the page: nothing but the closed pipe tells the engine."""
     code = (
         "import sys, time; from pathlib import Path; from deepdoctor.config import ModelConfig;"
         "from deepdoctor.engine.client import EngineClient;"
-        f"c = EngineClient(Path({str(tmp_path / 'data')!r}), ModelConfig(name={str(model)!r})); c.start();"
+        f"c = EngineClient(Path({str(tmp_path / 'data')!r}), ModelConfig(name={str(endless)!r})); c.start();"
         "print(c.pid, flush=True); time.sleep(600)"
     )
     page = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -9,7 +9,7 @@ import torch
 from deepdoctor.comparison import Comparison
 from deepdoctor.config import DatasetConfig, ModelConfig
 from deepdoctor.dataset import held_out_examples
-from deepdoctor.engine.model import base_weights
+from deepdoctor.engine.fingerprint import base_weights
 from deepdoctor.engine.protocol import Compare
 from deepdoctor.engine.session import Session, known_reference
 from deepdoctor.errors import EngineError, ModelError, ProofError, RunError

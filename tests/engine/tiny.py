@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 
 from deepdoctor.comparison import Comparison
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, preset
+from deepdoctor.engine.adapters import fresh_adapter
 from deepdoctor.engine.compare import Question, compare
 from deepdoctor.engine.decode import Row, decode
-from deepdoctor.engine.model import PROJECTIONS, LoadedModel, fresh_adapter
+from deepdoctor.engine.model import PROJECTIONS, LoadedModel
 from deepdoctor.engine.session import Session, never
 from deepdoctor.nano.tokenizer import save_tokenizer, train_tokenizer
 from deepdoctor.prompts import STYLES, render_completion, render_question
@@ -151,8 +152,8 @@ def model_of(session: Session) -> LoadedModel:
     return session.loaded
 
 
-def generate(model: Any, prompt: list[int], new_tokens: int) -> list[int]:
-    """What transformers' own greedy generate writes after the prompt, without the end-of-sequence token."""
+def generate(model: Any, prompt: list[int], new_tokens: int, **settings: Any) -> list[int]:
+    """What transformers' own greedy generate writes after the prompt, without the end-of-sequence token; `settings` are generate's."""
     with torch.inference_mode():
         ids = model.generate(
             input_ids=torch.tensor([prompt]),
@@ -160,6 +161,7 @@ def generate(model: Any, prompt: list[int], new_tokens: int) -> list[int]:
             max_new_tokens=new_tokens,
             do_sample=False,
             pad_token_id=2,
+            **settings,
         )[0, len(prompt) :].tolist()
     return ids[: ids.index(1)] if 1 in ids else ids
 

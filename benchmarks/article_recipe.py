@@ -1,0 +1,111 @@
+"""The source article's recipe on one GPU, then a comparison with what came of it: seconds, memory, proof. One line a case.
+
+    python benchmarks/article_recipe.py FOLDER [--case 4bit] [--case 4bit:15] [--case 4bit:15:float16] [--case bfloat16] [--save NAME]
+
+FOLDER holds a model (benchmarks/random_model.py makes one of the 8B's architecture). A case is a precision, optionally the GiB of the GPU
+that the process may use, and `float16` for a card without bfloat16. Rows are 500 of about 650 tokens.
+"""
+
+from deepdoctor.engine.accelerator import GIB
+
+import argparse
+import gc
+import json
+import platform
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.random_model import save_rows
+from deepdoctor.config import DatasetConfig, ModelConfig, SamplingConfig, preset
+from deepdoctor.engine.protocol import Compare
+from deepdoctor.engine.session import Session
+from deepdoctor.files import write_json
+
+RESULTS = Path(__file__).parent / "results"
+ASKED = SamplingConfig(max_new_tokens=256)
+VERSIONS = ("torch", "transformers", "peft", "trl", "unsloth", "bitsandbytes")
+
+
+def measure(model: Path, case: str, folder: Path, steps: int) -> dict[str, Any]:
+    """Train the recipe and compare once. seconds: of the whole run, evaluations, probes and checkpoints included; memory in GiB."""
+    precision, *limits = case.split(":")
+    gib = float(limits[0]) if limits and limits[0] else None
+    without_bfloat16 = "float16" in limits[1:]
+    supported = torch.cuda.is_bf16_supported
+    if without_bfloat16:  # a card that lacks it is not at hand: the same code is told that this one does
+        torch.cuda.is_bf16_supported = lambda *_args, **_more: False  # type: ignore[method-assign]
+    try:
+        session, began = Session(folder / "data"), time.perf_counter()
+        loaded = session.load(ModelConfig.of({"name": str(model), "precision": precision, "gpu_memory_gib": gib}))
+        load_seconds = time.perf_counter() - began
+        torch.cuda.reset_peak_memory_stats()
+        recipe = preset("article").changed(max_steps=steps, warmup_steps=min(5, steps), base_precision="auto")
+        rows = DatasetConfig(source="file", path=str(folder / "rows.jsonl"))
+        run = session.finetune(session.runs.create(loaded.config, rows, recipe).id)
+        trained = _peaks()
+        curve = run.curve()
+        torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        *_, made = session.compare(Compare("What follows from chest pain on exertion?", run.id, sampling=ASKED))
+        assert made.proof is not None
+        return {
+            **{"case": case, "backend": loaded.backend.name, "dtype": str(loaded.dtype), "held_in": loaded.info.precision, "steps": steps},
+            "load_seconds": round(load_seconds, 1),
+            "run_seconds": run.status["wall_seconds"],
+            "step_seconds": round(_step_seconds(curve), 3),
+            "train_memory_gib": trained,
+            "losses": [row["loss"] for row in curve if "loss" in row],
+            "held_out": [row["held_out_loss"] for row in curve if "held_out_loss" in row],
+            "compare_seconds": round(time.perf_counter() - began, 2),
+            "compare_tokens": [made.base.tokens, made.tuned.tokens],
+            "compare_memory_gib": _peaks(),
+            "proof": {"base": made.proof.base_difference, "tuned": made.proof.tuned_difference, "effect": made.proof.effect},
+        }
+    finally:
+        torch.cuda.is_bf16_supported = supported  # type: ignore[method-assign]
+
+
+def _peaks() -> dict[str, float]:
+    return {
+        "allocated": round(torch.cuda.max_memory_allocated() / GIB, 2),
+        "reserved": round(torch.cuda.max_memory_reserved() / GIB, 2),
+    }
+
+
+def _step_seconds(curve: list[dict[str, Any]]) -> float:
+    """Median seconds a step between two logged points, evaluations left out: tokens of a step by tokens a second."""
+    rates = sorted(row["tokens_per_second"] for row in curve if "tokens_per_second" in row)
+    return 8 * 650 / rates[len(rates) // 2]
+
+
+def main() -> int:
+    """Measure each case, print it, and with --save write all under results/."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--case", action="append", required=True)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--save", help="name of a file under benchmarks/results/, without its ending")
+    options = parser.parse_args()
+    found: list[dict[str, Any]] = []
+    for case in options.case:
+        with tempfile.TemporaryDirectory() as scratch:
+            save_rows(Path(scratch) / "rows.jsonl")
+            found.append(measure(options.model, case, Path(scratch), options.steps))
+        print(json.dumps(found[-1]), flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+    versions = {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
+    result = {"gpu": torch.cuda.get_device_name(), "versions": versions, "cases": found}
+    if options.save:
+        write_json(RESULTS / f"{options.save}.json", result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

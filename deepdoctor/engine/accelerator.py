@@ -1,0 +1,58 @@
+"""The device that computes, its memory, and what must be imported before all else: Unsloth patches other libraries as they are imported.
+
+Whatever imports transformers, peft or trl imports this module first. UNSLOTH=off in the environment does without Unsloth.
+"""
+
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import torch
+
+GIB = 2**30
+
+
+def _import_unsloth() -> bool:
+    if not torch.cuda.is_available() or find_spec("unsloth") is None or os.environ.get("UNSLOTH") == "off":
+        return False
+    # by default it writes compiled trainers into the working directory, and tells its makers that it was started
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path(tempfile.gettempdir()) / f"deepdoctor-unsloth-{os.getuid()}"))
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    import unsloth  # noqa: F401
+
+    return True
+
+
+HAS_UNSLOTH = _import_unsloth()
+
+
+def device() -> torch.device:
+    """CUDA where there is one, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def prepare(most_gib: float | None) -> None:
+    """Set up CUDA for this process: at most so much memory, and attention without cuDNN, which builds a plan for each new length."""
+    if not torch.cuda.is_available():
+        return
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction(min(1.0, most_gib * GIB / total) if most_gib else 1.0)
+
+
+def total_bytes(most_gib: float | None = None) -> int:
+    """Memory that the model may use: the GPU's, or of it as much as is allowed; on a CPU the machine's."""
+    if not torch.cuda.is_available():
+        return psutil.virtual_memory().total
+    total = torch.cuda.mem_get_info()[1]
+    return min(total, int(most_gib * GIB)) if most_gib else total
+
+
+def free_bytes(most_gib: float | None = None) -> int:
+    """GPU memory that could still be allocated, what the allocator holds unused included."""
+    free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return min(free, total_bytes(most_gib) - torch.cuda.memory_allocated())

@@ -1,0 +1,106 @@
+"""LoRA adapters on the loaded model: a fresh one for training, saved ones for comparing, and whether they fit."""
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError, safe_open
+
+from deepdoctor.config import FinetuneConfig
+from deepdoctor.engine.backends import TRAINED
+from deepdoctor.engine.fingerprint import checksum
+from deepdoctor.engine.model import PROJECTIONS, LoadedModel, first_line
+from deepdoctor.errors import ModelError
+
+SELECTED_AT_MOST = 4
+
+
+def fresh_adapter(loaded: LoadedModel, config: FinetuneConfig) -> PeftModel:
+    """Attach a new LoRA adapter for training (its second factor is zero: no change yet); all others are dropped.
+
+    Were others attached, the trainer would write them into each checkpoint and, resuming, look for the trained one in the wrong place.
+    """
+    torch.manual_seed(config.seed)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        target_modules=list(PROJECTIONS),
+        bias="none",
+    )
+    if loaded.peft is not None:
+        for name in list(loaded.peft.peft_config):
+            loaded.peft.delete_adapter(name)
+        loaded.selected.clear()
+    loaded.peft = loaded.backend.attach(loaded.peft or loaded.base, lora, config)
+    loaded.peft.set_adapter(TRAINED)
+    return loaded.peft
+
+
+def select_adapter(loaded: LoadedModel, folder: Path, busy: Collection[str] = ()) -> str:
+    """Attach the adapter saved in `folder`, if it is not there yet, and return its name. Raises ModelError if it does not fit the base.
+
+    At most SELECTED_AT_MOST stay attached, and those that are `busy`; the one unused for longest goes.
+    """
+    file = Path(folder) / "adapter_model.safetensors"
+    try:
+        key = hashlib.sha256(file.read_bytes() + (Path(folder) / "adapter_config.json").read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelError(f"There is no adapter in {Path(folder).name}: {first_line(error)}.") from error
+    name = loaded.selected.pop(key, None) or _attach(loaded, Path(folder), f"adapter_{key[:12]}")
+    idle = [old for old, attached in loaded.selected.items() if attached not in busy]
+    for old in idle[: max(0, len(loaded.selected) + 1 - SELECTED_AT_MOST)]:
+        assert loaded.peft is not None
+        loaded.peft.delete_adapter(loaded.selected.pop(old))
+    loaded.selected[key] = name
+    return name
+
+
+def _attach(loaded: LoadedModel, folder: Path, name: str) -> str:
+    _check_fit(loaded, folder)
+    if loaded.peft is None:
+        loaded.peft = PeftModel.from_pretrained(loaded.base, folder, adapter_name=name)
+    else:
+        loaded.peft.load_adapter(folder, adapter_name=name)
+    loaded.peft.set_adapter(name)
+    loaded.peft.requires_grad_(False)
+    return name
+
+
+def _check_fit(loaded: LoadedModel, folder: Path) -> None:
+    modules = {name.removeprefix("base_model.model.").replace(".base_layer", ""): module for name, module in loaded.base.named_modules()}
+    try:
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+        rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"The adapter in {folder.name} is damaged: {error}. Train again, or choose another checkpoint.") from error
+    for key, shape in shapes.items():
+        name, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
+        module, is_first = modules.get(name), factor.startswith("A")
+        width = module and (module.in_features if is_first else module.out_features)
+        wanted = width and ([rank, width] if is_first else [width, rank])
+        if shape != wanted:
+            raise ModelError(f"This adapter was not trained on {loaded.config.name}: {key} has shape {shape}, the model expects {wanted}.")
+
+
+def adapter_hash(loaded: LoadedModel, name: str) -> str:
+    """Hash of an attached adapter's weights, as `base_hash` does it."""
+    assert loaded.peft is not None
+    digest = hashlib.sha256()
+    for key, weight in loaded.peft.named_parameters():
+        if f".{name}." in key:
+            digest.update(f"{key.replace(name, '')}{tuple(weight.shape)}{checksum(weight)}".encode())
+    return digest.hexdigest()
+
+
+def write_base_name(folder: Path, base_name: str) -> None:
+    """Write the base model's real name into a saved adapter's configuration: PEFT writes the path it was loaded from."""
+    file = folder / "adapter_config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**values, "base_model_name_or_path": base_name}, indent=2), encoding="utf-8")

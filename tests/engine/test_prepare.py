@@ -1,0 +1,191 @@
+"""Preparing a study: every answer proven and equal to one made singly, nothing written twice, and words for what goes wrong."""
+
+import shutil
+
+import pytest
+import torch
+
+from deepdoctor.comparison import Comparison, Transcript
+from deepdoctor.config import SamplingConfig
+from deepdoctor.engine.compare import Question
+from deepdoctor.engine.decode import Row, transcript
+from deepdoctor.engine.fingerprint import base_weights
+from deepdoctor.engine.session import Session
+from deepdoctor.errors import ConfigError, ProofError, RunError
+from deepdoctor.files import read_rows
+from deepdoctor.prompts import NATIVE, render_question
+from deepdoctor.runs import Run
+from deepdoctor.study import Answer, Study
+from tests.engine import tiny
+from tests.prepared import created
+
+DRAWN = SamplingConfig(temperature=0.9, max_new_tokens=12, seed=5)
+TEXT = ("text", "tokens", "reasoning_tokens", "finish_reason")
+
+
+def study_of(session: Session, run: Run, questions: int = 3, **settings: object) -> Study:
+    """A study of that run which has no answers yet."""
+    return created(session.data_dir, questions, **{"run": run.id, "sampling": DRAWN.model_dump(), **settings})
+
+
+def answers_of(study: Study) -> dict[tuple[str, int], Answer]:
+    return {key: Answer.from_row(row) for key, row in study.answers().items()}
+
+
+def rows_of(study: Study) -> list[dict]:
+    """All rows of answers.jsonl, repeated ones too."""
+    return read_rows(study.path / "answers.jsonl")[0]
+
+
+def said(side: Transcript) -> list[object]:
+    """What a side wrote, without how long it took."""
+    return [getattr(side, name) for name in TEXT]
+
+
+@pytest.fixture
+def copied(session: Session, trained: tuple[Session, Run]) -> tuple[Session, Run]:
+    """A session of one's own, with the trained run."""
+    shutil.copytree(trained[1].path, session.runs.root / trained[1].id)
+    return session, trained[1]
+
+
+def test_all_answers_are_there_proven_and_the_study_opens(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    study = study_of(session, run, 10, seeds_per_question=2)
+    assert session.prepare(study.id) == study
+    assert study.state == "open"
+    status = study.status
+    assert (status["done"], status["total"], status["eta_seconds"], status["process"]) == (20, 20, None, None)
+    assert len(rows_of(study)) == 20
+    assert study.pending() == []
+    seen = study.seen()
+    for (question, seed), answer in answers_of(study).items():
+        made = answer.comparison
+        assert made.proof is not None
+        assert made.proof.problems() == []
+        assert made.finished
+        assert (made.sampling, made.run, made.prompt_style, made.seen) == (
+            DRAWN.changed(seed=seed),
+            run.id,
+            "article",
+            {"grade": seen[question]},
+        )
+        assert made.created > 0
+        assert 2 <= made.rows_at_once <= 16
+    assert max(answer.comparison.rows_at_once for answer in answers_of(study).values()) == 16, "many are written together"
+
+
+def test_each_answer_is_the_one_that_a_single_comparison_gives(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    study = study_of(session, run, 9, step=4, prompt_style="article")
+    session.prepare(study.id)
+    loaded = tiny.model_of(session)
+    for question in study.questions():
+        answer = answers_of(study)[question.id, 5].comparison
+        single: Comparison = tiny.pair(
+            loaded, run.adapter_dir(4), Question(question.question, DRAWN, "article", run.id, 4, question.reference)
+        )
+        assert [said(side) for side in (answer.base, answer.tuned)] == [said(side) for side in (single.base, single.tuned)]
+        assert answer.proof is not None
+        assert single.proof is not None
+        assert answer.proof.adapter_hash == single.proof.adapter_hash
+        assert answer.proof.prompt_hash == single.proof.prompt_hash
+        assert (answer.step, answer.reference, answer.versions) == (4, question.reference, single.versions)
+
+
+def test_the_native_arm_is_the_base_under_its_native_prompt(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    study = study_of(session, run, 7, native_arm=True)
+    session.prepare(study.id)
+    loaded = tiny.model_of(session)
+    answers = answers_of(study)
+    for question in study.questions():
+        row = Row(loaded.tokenizer(render_question(question.question, NATIVE))["input_ids"], None, DRAWN)
+        tiny.write(loaded, row)
+        native = answers[question.id, 5].side("native")
+        assert said(native) == said(transcript(loaded, row))
+        assert native.text != answers[question.id, 5].side("base").text
+        single = tiny.pair(loaded, run.adapter_dir(), Question(question.question, DRAWN, "article", run.id))
+        assert said(answers[question.id, 5].side("tuned")) == said(single.tuned)
+    assert max(answer.comparison.rows_at_once for answer in answers.values()) == 15, "five questions of three texts each"
+
+
+def test_stopped_in_the_middle_it_goes_on_without_writing_anything_twice(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    study = study_of(session, run, 12)
+    stop = tiny.StopAfter(18)
+    session.prepare(study.id, stop)
+    assert stop.left == 0, "it stopped when it was told to"
+    assert (study.state, study.status["process"]) == ("interrupted", None)
+    before = rows_of(study)
+    assert len(before) == study.status["done"] == 8, "the first eight were whole, four were dropped"
+    pairs = session.pairs
+    assert (pairs.writing, list(pairs.waiting)) == ([], [])
+    session.prepare(study.id)
+    after = rows_of(study)
+    assert after[:8] == before
+    assert len(after) == study.status["done"] == len({(row["question"], row["seed"]) for row in after}) == 12
+    assert study.state == "open"
+
+
+def test_a_study_that_has_all_its_answers_is_opened(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    study = study_of(session, run, 2)
+    session.prepare(study.id)
+    study.set_status(state="interrupted")
+    before = rows_of(study)
+    session.prepare(study.id)
+    assert study.state == "open"
+    assert rows_of(study) == before
+
+
+def test_a_proof_that_fails_ends_it_with_words_and_keeps_nothing_unproven(copied: tuple[Session, Run]) -> None:
+    session, run = copied
+    study = study_of(session, run)
+    _name, weight = list(base_weights(tiny.model_of(session).base))[3]
+    weight.view(torch.int32).flatten()[0] ^= 1
+    with pytest.raises(ProofError, match="base weights have changed"):
+        session.prepare(study.id)
+    assert study.state == "failed"
+    assert "base weights have changed" in study.status["message"]
+    assert study.status["process"] is None
+    assert rows_of(study) == []
+    assert session.pairs.writing == []
+    session.load(run.model)
+    session.prepare(study.id)
+    assert study.state == "open"
+
+
+def test_a_question_that_does_not_fit_ends_it_with_words(copied: tuple[Session, Run]) -> None:
+    session, run = copied
+    study = study_of(session, run, 2)
+    file = study.path / "questions.json"
+    file.write_text(file.read_text().replace("Case 1: ", "Case 1: " + "fever " * tiny.CONTEXT))
+    with pytest.raises(ConfigError, match="more than fit"):
+        session.prepare(study.id)
+    assert study.state == "failed"
+    assert "more than fit" in study.status["message"]
+    assert (session.pairs.writing, list(session.pairs.waiting)) == ([], [])
+
+
+def test_a_run_that_is_gone_is_told(session: Session) -> None:
+    study = created(session.data_dir, 2, run="20200101-000000-abcd")
+    with pytest.raises(RunError, match="no run"):
+        session.prepare(study.id)
+    assert study.state == "failed"
+    assert "no run" in study.status["message"]
+
+
+def test_the_page_that_goes_away_leaves_it_to_be_marked_interrupted(copied: tuple[Session, Run]) -> None:
+    session, run = copied
+    study = study_of(session, run)
+
+    def gone() -> bool:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        session.prepare(study.id, gone)
+    assert (study.state, study.is_claimed()) == ("preparing", True)
+    assert session.pairs.writing == []
+    session.prepare(study.id)
+    assert len(rows_of(study)) == 3
