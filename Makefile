@@ -1,6 +1,7 @@
 # make app     install what is missing and start the app      make test    run all tests
 # make check   format, lint and types                         make format  put the code in shape
-# HOST, PORT, MODEL and DATA_DIR given to `make app` reach the app through the environment; PIP_ARGS goes to every pip install.
+# make space   put what a Hugging Face Space needs into a new folder (SPACE=folder), or push it (PUSH=owner/name, token in HF_TOKEN)
+# Settings given to `make app` (HOST, PORT, MODEL, DATA_DIR …) reach the app through the environment; PIP_ARGS goes to every pip install.
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -8,7 +9,7 @@ BIN := .venv/bin
 PINS := pyproject.toml requirements.txt
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: app test check format
+.PHONY: app test check format space
 
 app: .venv/app.stamp
 	$(BIN)/python app.py
@@ -24,6 +25,9 @@ check: .venv/dev.stamp
 format: .venv/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+space: .venv/app.stamp
+	$(BIN)/python -m deepdoctor.space $(SPACE) $(addprefix --push ,$(PUSH))
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \

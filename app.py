@@ -11,7 +11,10 @@ from deepdoctor.comparison import Comparisons
 from deepdoctor.config import ModelConfig, Settings
 from deepdoctor.engine.client import EngineClient
 from deepdoctor.errors import ConfigError, DeepDoctorError
+from deepdoctor.judgments import Judgments
+from deepdoctor.mirror import keep_copy
 from deepdoctor.runs import Runs
+from deepdoctor.study import Studies
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,14 +51,30 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     port = available_port(settings.host, settings.port)
     # Imported here because it takes seconds, which neither --help nor a port that is taken should cost.
     from deepdoctor.ui.context import Context
+    from deepdoctor.ui.judge.app import judge_routes
     from deepdoctor.ui.page import build_app, launch_options
 
+    if settings.judgments_repo:
+        keep_copy(settings.data_dir, settings.judgments_repo)  # before anybody judges: it brings back what an earlier start stored
     engine = EngineClient(settings.data_dir, ModelConfig.of({"name": settings.model}))
-    page = build_app(Context(settings, engine, Runs(settings.data_dir), Comparisons(settings.data_dir)))
-    page.launch(server_name=settings.host, server_port=port, prevent_thread_lock=True, **launch_options())
+    data = settings.data_dir
+    context = Context(settings, engine, Runs(data), Comparisons(data), Studies(data), Judgments(data))
+    access = context.access  # asked first: it refuses settings that contradict each other
+    page = build_app(context)
+    page.launch(
+        server_name=settings.host,
+        server_port=port,
+        prevent_thread_lock=True,
+        auth=settings.credentials if settings.login else None,
+        max_file_size=access.largest_upload,
+        app_kwargs={"routes": judge_routes(data, access.can_log_in)},
+        **launch_options(),
+    )
     try:
         shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
         print(f"DeepDoctor is at http://{f'[{shown}]' if ':' in shown else shown}:{port}  (Ctrl-C ends it)", flush=True)
+        if told := access.told(None):
+            print(told, flush=True)
         engine.start()
         stop.wait()
     finally:

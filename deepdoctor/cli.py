@@ -6,17 +6,27 @@ stopped by Ctrl-C with what there was saved), 2: an error whose message says wha
 
 import argparse
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from deepdoctor import commands
+from deepdoctor import commands, study_commands
 from deepdoctor.commands import Outcome
-from deepdoctor.config import PRESETS, Config, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, Settings
+from deepdoctor.config import PRESETS, Config, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, Settings, StudyConfig
+from deepdoctor.engine.protocol import Export
 from deepdoctor.errors import ConfigError, DeepDoctorError
+from deepdoctor.runs import Runs
+from deepdoctor.study_draft import SOURCES, Choice, draft, questions_of
 
+PROMPT_STYLE_HELP = "the text around the question (default: the run's own)"
+STUDY_ACTIONS = {
+    "prepare": "write the answers that a study lacks, then open it; Ctrl-C keeps what is written",
+    "open": "let raters in",
+    "close": "let nobody judge any more; what was judged stays",
+}
 EMPTY = ("none", "all", "")
 MODEL_FLAGS = {"name": "--model", "revision": "--model-revision"}
 
@@ -59,8 +69,8 @@ def parser() -> Parser:
     made = Parser(prog="python -m deepdoctor", description="Fine-tune a medical reasoning model, and compare base and tuned.")
     commands_of = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace, Settings], Outcome], told: str) -> Parser:
-        added: Parser = commands_of.add_parser(name, help=told, description=f"{told[:1].upper()}{told[1:]}.")
+    def add(name: str, command: Callable[[argparse.Namespace, Settings], Outcome], told: str, under: Any = commands_of) -> Parser:
+        added: Parser = under.add_parser(name, help=told, description=f"{told[:1].upper()}{told[1:]}.")
         added.add_argument("--data-dir", metavar="FOLDER", help="where runs, comparisons and exports lie (default: DATA_DIR, or data)")
         added.add_argument("--json", action="store_true", help="print one JSON value on stdout")
         added.set_defaults(command=command)
@@ -74,9 +84,21 @@ def parser() -> Parser:
     )
     _runs_flags(add("runs", _runs, "list the runs, or show, rename or delete one"))
     _compare_flags(_run_flag(add("compare", _compare, "answer one question with base and tuned together")))
-    exported = _run_flag(add("export", _export, "write adapter, tokenizer and merged model to a folder"))
-    exported.add_argument("--step", type=int, help="a checkpoint of the run (default: its final adapter)")
-    exported.add_argument("--merged", action=argparse.BooleanOptionalAction, default=True, help="also write the merged model")
+    _export_flags(_run_flag(add("export", _export, "write adapter, tokenizer and merged model to a folder")))
+    pushed = _export_flags(_run_flag(add("push", _push, "publish adapter, merged model and model card on the Hub; needs HF_TOKEN")))
+    pushed.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the repository to make; the merged model goes to NAME-merged")
+    pushed.add_argument("--public", action="store_true", help="for everybody to see (default: private)")
+    pushed.add_argument("--overwrite", action="store_true", help="also if the repository holds something else, which is then removed")
+    studies = commands_of.add_parser("study", help="blinded studies").add_subparsers(title="actions", required=True, metavar="ACTION")
+    add("list", _study_list, "list the studies", studies)
+    _study_create_flags(_run_flag(add("create", _study_create, "make a study; its answers are prepared next", studies)))
+    for action, told in STUDY_ACTIONS.items():
+        add(action, functools.partial(_study_action, action), told, studies).add_argument("study", metavar="STUDY", help="the study's id")
+    bundled = add("bundle", _study_bundle, "write a study's bundle: questions, answers, verdicts, results and every export", studies)
+    bundled.add_argument("study", metavar="STUDY", help="the study's id")
+    bundled.add_argument("file", type=Path, metavar="FILE", help="the zip file to write")
+    reported = add("report", _study_report, "compute the numbers of a study bundle again, and compare them with the stored ones", studies)
+    reported.add_argument("bundle", type=Path, metavar="BUNDLE", help="the zip file")
     return made
 
 
@@ -120,6 +142,12 @@ def _run_flag(target: Parser) -> Parser:
     return target
 
 
+def _export_flags(target: Parser) -> Parser:
+    target.add_argument("--step", type=int, help="a checkpoint of the run (default: its final adapter)")
+    target.add_argument("--merged", action=argparse.BooleanOptionalAction, default=True, help="also the merged model")
+    return target
+
+
 def _dataset_flags(target: Parser) -> None:
     target.add_argument("--row", type=int, metavar="N", help="show row N (from 1) with its training text and tokens")
     target.add_argument("--list", type=int, metavar="N", dest="listed", help="list the first N questions")
@@ -150,8 +178,21 @@ def _compare_flags(target: Parser) -> None:
     asked.add_argument("--question", help="the question")
     asked.add_argument("--held-out", type=int, metavar="N", help="the bundled held-out case N (from 1)")
     target.add_argument("--step", type=int, help="a checkpoint of the run (default: its final adapter)")
-    target.add_argument("--prompt-style", metavar="{article,native}", help="the text around the question (default: the run's own)")
+    target.add_argument("--prompt-style", metavar="{article,native}", help=PROMPT_STYLE_HELP)
     add_settings(target, SamplingConfig, "sampling")
+
+
+def _study_create_flags(target: Parser) -> None:
+    asked = target.add_argument_group("questions")
+    asked.add_argument("--source", action="append", choices=list(SOURCES), help="where questions come from (default: bundled)")
+    asked.add_argument("--file", type=Path, metavar="FILE", help="a question bank of your own: TOML, JSON, JSONL, CSV or Parquet")
+    for name in ("specialty", "kind", "difficulty"):
+        asked.add_argument(f"--{name}", action="append", default=[], metavar="NAME", help=f"only questions of this {name}; can be repeated")
+    asked.add_argument("--most", type=int, metavar="N", help="at most so many questions, drawn at random (default: all)")
+    add_settings(target, StudyConfig, "study", {"seed": "--assignment-seed"}, without=("run", "sampling", "prompt_style"))
+    target.add_argument("--prompt-style", dest="study_prompt_style", metavar="{article,native}", help=PROMPT_STYLE_HELP)
+    add_settings(target, SamplingConfig, "sampling")
+    add_settings(target, DatasetConfig, "dataset")
 
 
 def _run_of(options: argparse.Namespace) -> str:
@@ -204,3 +245,38 @@ def _compare(options: argparse.Namespace, settings: Settings) -> Outcome:
 
 def _export(options: argparse.Namespace, settings: Settings) -> Outcome:
     return commands.export(settings.data_dir, _run_of(options), options.step, options.merged)
+
+
+def _push(options: argparse.Namespace, settings: Settings) -> Outcome:
+    wanted = Export(_run_of(options), options.step, options.merged)
+    return commands.push(settings.data_dir, wanted, options.repo, not options.public, options.overwrite)
+
+
+def _study_create(options: argparse.Namespace, settings: Settings) -> Outcome:
+    run = Runs(settings.data_dir).get(_run_of(options))
+    sampling = SamplingConfig.of(settings_given(options, SamplingConfig, "sampling"))
+    given = {"prompt_style": run.finetune.prompt_style, **settings_given(options, StudyConfig, "study")}
+    config = StudyConfig.of({**given, "run": run.id, "sampling": sampling})
+    sources = options.source or ["file" if options.file else "bundled"]
+    rows = study_commands.rows_of(DatasetConfig.of(settings_given(options, DatasetConfig, "dataset"))) if "rows" in sources else []
+    choice = Choice(tuple(options.specialty), tuple(options.kind), tuple(options.difficulty), options.most)
+    made = draft(config, questions_of(sources, options.file, rows), choice, run.training_questions())
+    return study_commands.create(settings.data_dir, made)
+
+
+def _study_list(_options: argparse.Namespace, settings: Settings) -> Outcome:
+    return study_commands.list_studies(settings.data_dir)
+
+
+def _study_action(action: str, options: argparse.Namespace, settings: Settings) -> Outcome:
+    if action == "prepare":
+        return study_commands.prepare(settings.data_dir, options.study)
+    return study_commands.set_open(settings.data_dir, options.study, action == "open")
+
+
+def _study_bundle(options: argparse.Namespace, settings: Settings) -> Outcome:
+    return study_commands.bundle(settings.data_dir, options.study, options.file)
+
+
+def _study_report(options: argparse.Namespace, _settings: Settings) -> Outcome:
+    return study_commands.report(options.bundle)

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepdoctor.comparison import FINISH_WORDS, Comparison, Transcript
+from deepdoctor.comparison import FINISH_WORDS, Comparison, Comparisons, Transcript
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, preset
 from deepdoctor.dataset import held_out_examples
 from deepdoctor.engine.protocol import Compare, Export
@@ -25,7 +25,7 @@ from deepdoctor.runs import RESUMABLE, Run, Runs
 if TYPE_CHECKING:
     from deepdoctor.engine.session import Session
 
-__all__ = ["READING", "Outcome", "compare", "dataset", "export", "finetune", "info", "resume"]
+__all__ = ["READING", "Outcome", "compare", "dataset", "export", "finetune", "info", "push", "resume"]
 
 PACKAGES = ("deepdoctor", "torch", "transformers", "trl", "peft", "datasets", "gradio")
 LOG_EVERY = 0.5
@@ -284,3 +284,18 @@ def export(data_dir: Path, run_id: str, step: int | None, merged: bool) -> Outco
     return Outcome(
         {"run": run_id, "step": step, "folder": str(folder), "files": files}, "\n".join([str(folder), *(f"  {file}" for file in files)])
     )
+
+
+def push(data_dir: Path, wanted: Export, repo: str, private: bool, overwrite: bool) -> Outcome:
+    """Publish a run's adapter and, if wanted, the merged model on the Hub, exported first where that is not done yet. Raises RunError."""
+    from deepdoctor import card, publish  # the Hub's client takes half a second to load, and only this command needs it
+
+    run = Runs(data_dir).get(wanted.run)
+    publish.check_destination(repo, run.model.name)  # before the model is loaded and merged
+    folder = publish.exported(data_dir, run, wanted) or _session(data_dir, run.model).export(wanted, say)
+    facts = card.facts_of(run, Comparisons(data_dir).list(), repo, wanted.step)
+    say(f"Writing the model card; it quotes {len(facts.examples)} of the saved comparisons with their questions")
+    card.write_cards(folder, facts)
+    url = publish.publish(folder, repo, private, say=say, overwrite=overwrite)
+    urls = [url, f"{url}-merged"] if wanted.merged else [url]
+    return Outcome({"run": wanted.run, "step": wanted.step, "private": private, "urls": urls}, "\n".join(urls))

@@ -59,13 +59,18 @@ class Proof:
 
     base_difference: largest absolute difference between the logits of the base row and of the plain base weights run by transformers with
         the adapter disabled; tuned_difference: the same for the tuned row against PEFT's forward with the adapter on; effect: largest
-        absolute difference between the base row's and the tuned row's logits. tolerance bounds the first two, and effect must exceed it.
+        absolute difference between the base row's and the tuned row's logits. tolerance bounds the first two.
+    base_nearer: how much nearer the base row's logits are to the plain base's than to PEFT's with the adapter on (difference of the two
+        root mean square distances); tuned_nearer: how much nearer the tuned row's are to PEFT's. Both must be positive: it tells the sides apart
+        where rounding is larger than what the adapter changes in any single logit.
     base_hash: hash of the base weights now; base_hash_at_load: the same before any adapter was attached.
     """
 
     base_difference: float
     tuned_difference: float
     effect: float
+    base_nearer: float
+    tuned_nearer: float
     tolerance: float
     base_hash: str
     base_hash_at_load: str
@@ -81,9 +86,17 @@ class Proof:
             found.append(f"the base side differs from the plain base by {self.base_difference:.2g} (allowed {self.tolerance:.2g})")
         if not self.tuned_difference <= self.tolerance:
             found.append(f"the tuned side differs from PEFT's forward by {self.tuned_difference:.2g} (allowed {self.tolerance:.2g})")
-        if not self.effect > self.tolerance:
+        if not self.effect > 0:
             found.append("the adapter changes nothing: both sides would be the base")
+        elif not (self.base_nearer > 0 and self.tuned_nearer > 0):
+            found.append("the two sides cannot be told apart by their logits")
         return found
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Proof":
+        """Read back what was saved; the first proofs, which asked that the effect exceed the tolerance, did not measure nearness."""
+        nearer = values["effect"] - values["tolerance"]
+        return cls(**{name: values.get(name, nearer) if name.endswith("_nearer") else values[name] for name in cls.__dataclass_fields__})
 
     def require(self) -> None:
         """Raise ProofError unless the proof stands."""
@@ -93,7 +106,11 @@ class Proof:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A question with both transcripts, base first, and all that is needed to make them again."""
+    """A question with both transcripts, base first, and all that is needed to make them again.
+
+    rows_at_once: the most texts that were written in one pass with these, themselves counted. In float32 a text does not depend on that; in
+    16-bit numbers sums are rounded, so the same seed gives the same text again only beside as many others.
+    """
 
     question: str
     base: Transcript
@@ -109,6 +126,7 @@ class Comparison:
     seen: dict[str, Any] = field(default_factory=dict)
     reference: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    rows_at_once: int = 2
 
     @property
     def finished(self) -> bool:
@@ -125,7 +143,7 @@ class Comparison:
             "tuned": self.tuned.to_dict(),
             "proof": {**asdict(self.proof), "problems": self.proof.problems()} if self.proof else None,
             "changes": changes(self.base, self.tuned),
-            **{name: getattr(self, name) for name in ("seen", "reference", "versions")},
+            **{name: getattr(self, name) for name in ("seen", "reference", "versions", "rows_at_once")},
         }
 
     @classmethod
@@ -133,10 +151,11 @@ class Comparison:
         """Read back what `to_dict` wrote. Raises RunError if fields are missing."""
         try:
             base, tuned = (Transcript(**{k: values[side][k] for k in Transcript.__dataclass_fields__}) for side in ("base", "tuned"))
-            proof = values["proof"] and Proof(**{k: values["proof"][k] for k in Proof.__dataclass_fields__})
+            proof = values["proof"] and Proof.from_dict(values["proof"])
             plain = ("id", "created", "question", "model", "run", "step", "prompt_style", "seen", "reference", "versions")
             sampling = SamplingConfig.of(values["sampling"])
-            return cls(base=base, tuned=tuned, proof=proof, sampling=sampling, **{k: values[k] for k in plain})
+            kept = {k: values[k] for k in plain} | {"rows_at_once": values.get("rows_at_once", 2)}
+            return cls(base=base, tuned=tuned, proof=proof, sampling=sampling, **kept)
         except (KeyError, TypeError, ConfigError) as error:
             raise RunError(f"This is not a saved comparison: {error}.") from None
 
@@ -192,9 +211,14 @@ class Comparisons:
     def list(self, most: int = 100) -> list[Comparison]:
         """The newest comparisons first; damaged files are left out."""
         found = []
-        for file in sorted(self.root.glob("*.json"), reverse=True)[:most] if self.root.exists() else []:
+        for file in sorted(self.root.glob("*.json"), key=_age, reverse=True)[:most] if self.root.exists() else []:
             try:
                 found.append(self.get(file.stem))
             except RunError:
                 continue
         return found
+
+
+def _age(file: Path) -> tuple[str, int]:
+    """When a comparison was saved: its name tells the second, the file's time the rest."""
+    return file.name[:15], file.stat().st_mtime_ns

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,6 +13,21 @@ from deepdoctor.prompts import STYLES
 
 EMBEDDED_MODEL = "nano"
 SEED = 3407
+# where a Space has its storage, if it was given one
+SPACE_STORAGE = Path("/data")
+# what is wrong with a value, by pydantic's names of errors or their first words
+WRONG = {
+    "int": "needs a whole number",
+    "float": "needs a number",
+    "bool": "is either yes or no",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "string_too_short": "must not be empty",
+    "too_long": "at most {max_length} can be given",
+    "literal_error": "must be {expected}",
+}
 
 
 def _setting(default: Any, title: str, description: str, *, basic: bool = False, **bounds: Any) -> Any:
@@ -58,8 +74,11 @@ def _explained(cls: type[Config], error: ValidationError) -> ConfigError:
         return ConfigError(f"There is no setting called {name!r}. Known: {', '.join(cls.model_fields)}.", field=name)
     field = cls.model_fields.get(name or "")
     title = field.title if field else "The configuration"
-    said = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return ConfigError(f"{title}: {said} (given: {first['input']!r})." if field else f"{said}.", field=name)
+    words = WRONG.get(first["type"].split("_")[0], WRONG.get(first["type"], ""))
+    bounds = {key: f"{value:,.10g}" if isinstance(value, int | float) else value for key, value in first.get("ctx", {}).items()}
+    said = words.format(**bounds) or first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    given = "nothing" if first["input"] in (None, "") else repr(first["input"])
+    return ConfigError(f"{title}: {said} (given: {given})." if field else f"{said}.", field=name)
 
 
 class ModelConfig(Config):
@@ -70,6 +89,7 @@ class ModelConfig(Config):
         "auto", "Precision", "auto: 32-bit on a CPU; on a GPU 16-bit, or 4-bit where memory is short"
     )
     revision: str | None = _setting(None, "Revision", "Branch, tag or commit of a Hub model")
+    gpu_memory_gib: float | None = _setting(None, "GPU memory", "Use at most so many GiB of the GPU; empty: all of it", gt=0)
 
 
 class DatasetConfig(Config):
@@ -94,6 +114,9 @@ class SamplingConfig(Config):
 
     temperature: float = _setting(0.6, "Temperature", "0 is greedy; the R1 distills recommend 0.6", basic=True, ge=0, le=2)
     top_p: float = _setting(0.95, "Top-p", "Draw from the likeliest tokens that together reach this probability", basic=True, gt=0, le=1)
+    top_k: int = _setting(0, "Top-k", "Draw from this many likeliest tokens; 0: from all", ge=0, le=100_000)
+    min_p: float = _setting(0.0, "Min-p", "Leave out tokens less likely than this share of the likeliest", ge=0, le=1)
+    repetition_penalty: float = _setting(1.0, "Repetition penalty", "Above 1: tokens that stand already become less likely", gt=0, le=5)
     max_new_tokens: int = _setting(1200, "Longest answer", "Most new tokens a side, reasoning included", basic=True, ge=1, le=8192)
     seed: int = _setting(SEED, "Seed", "The same seed gives the same two texts again", basic=True, ge=0, le=2**31 - 1)
 
@@ -122,6 +145,9 @@ class FinetuneConfig(Config):
         "adamw_8bit", "Optimizer", "8-bit needs a GPU; a CPU uses adamw_torch instead"
     )
     weight_decay: float = _setting(0.01, "Weight decay", "AdamW's weight decay", ge=0, le=1)
+    base_precision: Literal["auto", "16bit", "4bit"] = _setting(
+        "4bit", "Base in", "4bit holds the base in NF4; auto: as it is loaded. A GPU setting, ignored on a CPU"
+    )
     gradient_checkpointing: bool = _setting(True, "Gradient checkpointing", "Less memory, more arithmetic; a GPU setting, off on a CPU")
     seed: int = _setting(SEED, "Seed", "Row order and the adapter's first values", ge=0, le=2**31 - 1)
     logging_steps: int = _setting(10, "Log every", "Steps between two points of the loss plot", ge=1, le=10_000)
@@ -160,6 +186,7 @@ PRESETS: dict[str, FinetuneConfig] = {
         learning_rate=4e-3,
         batch_size=8,
         accumulation=1,
+        base_precision="auto",
         gradient_checkpointing=False,
         optimizer="adamw_torch",
         logging_steps=1,
@@ -167,7 +194,7 @@ PRESETS: dict[str, FinetuneConfig] = {
         checkpoint_steps=10,
         probe_steps=10,
     ),
-    "full_epoch": FinetuneConfig(preset="full_epoch", max_steps=0, eval_steps=100, checkpoint_steps=100, probe_steps=100),
+    "full_epoch": FinetuneConfig(preset="full_epoch", base_precision="auto", max_steps=0, eval_steps=100, checkpoint_steps=100, probe_steps=100),
 }
 
 
@@ -178,6 +205,37 @@ def preset(name: str) -> FinetuneConfig:
     return PRESETS[name]
 
 
+class StudyConfig(Config):
+    """One blinded study: what is compared, on which questions, and how large a difference it should be able to tell."""
+
+    name: str = _setting("", "Name", "What the study is called; raters do not see it", basic=True, max_length=80)
+    run: str = _setting(..., "Run", "The run whose adapter is the tuned side", basic=True, min_length=1)
+    step: int | None = _setting(None, "Checkpoint", "Step of the checkpoint; empty: the final adapter", basic=True, ge=0)
+    native_arm: bool = _setting(False, "Native arm", "Also compare tuned with the base under its native prompt", basic=True)
+    prompt_style: Literal[tuple(STYLES)] = _setting("article", "Prompt style", "The text around each question")  # type: ignore[valid-type]
+    seeds_per_question: int = _setting(1, "Seeds per question", "Pairs written for each question", ge=1, le=5)
+    repeat_share: float = _setting(0.1, "Repeated pairs", "Share of pairs shown again with slots swapped", ge=0, le=0.5)
+    raters_expected: int = _setting(3, "Raters expected", "For the number of verdicts needed", basic=True, ge=1, le=1000)
+    effect: float = _setting(
+        0.65, "Effect", "Share of decided verdicts for one side that the study should tell from a half", basic=True, gt=0.5, lt=1
+    )
+    unseen_only: bool = _setting(True, "Unseen questions only", "Leave out what training has seen or nearly seen", basic=True)
+    login_required: bool = _setting(False, "Raters log in", "Raters log in with Hugging Face; works on a Space only")
+    seed: int = _setting(SEED, "Assignment seed", "Order and slots of the pairs", ge=0, le=2**31 - 1)
+    sampling: SamplingConfig = _setting(SamplingConfig(), "Sampling", "How the answers are drawn")
+
+    @model_validator(mode="after")
+    def _compares_two_prompts(self) -> Self:
+        if self.native_arm and self.prompt_style == "native":
+            raise ValueError("Native arm needs another prompt style than native, or both arms would be the same base")
+        return self
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The sampling seed of each pair of a question."""
+        return tuple((self.sampling.seed + number) % 2**31 for number in range(self.seeds_per_question))
+
+
 class Settings(Config):
     """How the app is launched; flags win over the environment, the environment over these defaults."""
 
@@ -185,10 +243,55 @@ class Settings(Config):
     port: int = _setting(7860, "PORT", "Port to listen on", ge=0, le=65535)
     model: str = _setting(EMBEDDED_MODEL, "MODEL", "Base model: nano, a local folder, or a Hub id", min_length=1)
     data_dir: Path = _setting(Path("data"), "DATA_DIR", "Folder for runs, comparisons and exports")
+    login: str = _setting("", "LOGIN", "name:password that everyone who opens the page must give; better set in the environment")
+    trainers: str = _setting("", "TRAINERS", "On a Space: Hugging Face names, separated by commas, that may train beside the owner")
+
+    judgments_repo: str = _setting(
+        "", "JUDGMENTS_REPO", "owner/name of a private dataset on the Hub that keeps a copy of studies and judgments; needs HF_TOKEN"
+    )
+
+    @model_validator(mode="after")
+    def _has_whole_login(self) -> Self:
+        if self.login and not all(self.credentials):
+            raise ValueError("LOGIN must be a name and a password with a colon between them")
+        return self
+
+    @property
+    def credentials(self) -> tuple[str, str]:
+        """Name and password of `login`."""
+        name, _, password = self.login.partition(":")
+        return name.strip(), password
+
+    @property
+    def data_lasts(self) -> bool:
+        """Whether the data folder lies on a disk of its own. The disk that a Space starts from is emptied at every restart."""
+        folder = self.data_dir.resolve()
+        return any(os.path.ismount(each) for each in [folder, *folder.parents][:-1])
 
     @classmethod
     def from_environment(cls, given: dict[str, Any] | None = None) -> "Settings":
-        """Settings from HOST, PORT, MODEL and DATA_DIR, overridden by what is `given` and not None."""
+        """Settings from the environment (HOST, PORT, MODEL, DATA_DIR …), overridden by what is `given` and not None.
+
+        On a Space the app listens to everyone, and keeps its data in the mounted storage, if that can hold it.
+        """
         names = {str(field.title): name for name, field in cls.model_fields.items()}
-        values: dict[str, Any] = {name: os.environ[title] for title, name in names.items() if os.environ.get(title)}
+        values: dict[str, Any] = {"host": "0.0.0.0"} if os.environ.get("SPACE_ID") else {}
+        if os.environ.get("SPACE_ID") and holds_runs(SPACE_STORAGE):
+            values["data_dir"] = SPACE_STORAGE
+        values |= {name: os.environ[title] for title, name in names.items() if os.environ.get(title)}
         return cls.of({**values, **{name: value for name, value in (given or {}).items() if value is not None}})
+
+
+def holds_runs(storage: Path) -> bool:
+    """Whether a disk is mounted there on which files can be written, appended to and renamed; a bucket may refuse to append."""
+    if not os.path.ismount(storage):
+        return False
+    try:
+        with tempfile.TemporaryDirectory(dir=storage, prefix=".deepdoctor-") as folder:
+            first, second = Path(folder) / "first", Path(folder) / "second"
+            first.write_bytes(b"a")
+            with first.open("ab") as file:
+                file.write(b"b")
+            return first.rename(second).read_bytes() == b"ab"
+    except OSError:
+        return False

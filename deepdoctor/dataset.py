@@ -90,6 +90,8 @@ def load_rows(
     tell(f"Reading {name} …")
     with closing(_reader(config, load_hub)) as reader:
         rows = list(_counted(islice(reader, config.first_rows or LARGEST + 1), tell))
+        if len(rows) == config.first_rows and _has_more(config, reader):
+            source += ", first row" if len(rows) == 1 else f", first {len(rows):,} rows"
     if len(rows) > LARGEST:
         raise DatasetError(f"{name} has more than {LARGEST:,} rows. Set first rows to read only a part.")
     if not rows:
@@ -198,15 +200,23 @@ def _reader(config: "DatasetConfig", load_hub: Callable[..., Any] | None) -> Gen
 
 
 def _named(config: "DatasetConfig") -> tuple[str, str]:
-    """What messages call the source, and its full description."""
+    """What messages call the source, and its description without how much of it was read."""
     name = {"bundled": "the bundled teaching cases", "file": Path(config.path or "").name, "hub": config.name}[config.source]
     parts = [name]
     if config.source == "hub":
         parts += [part for part in (config.config, config.split) if part]
         parts.append(f"revision {config.revision}" if config.revision else "newest revision")
-    if config.first_rows:
-        parts.append("first row" if config.first_rows == 1 else f"first {config.first_rows:,} rows")
     return name, ", ".join(parts)
+
+
+def _has_more(config: "DatasetConfig", reader: Iterator[dict[str, Any]]) -> bool:
+    """Whether rows follow those that were read. The Hub is not asked for another one only to know that."""
+    if config.source == "hub":
+        return True
+    try:
+        return next(reader, None) is not None
+    except DatasetError:
+        return True
 
 
 def _counted(rows: Iterable[dict[str, Any]], tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:

@@ -35,3 +35,11 @@ class EngineError(DeepDoctorError):
 
 class Stopped(DeepDoctorError):
     """The user asked for the work to stop before there was anything to keep."""
+
+
+class AccessError(DeepDoctorError):
+    """The visitor may not do this here. The message says who may, and how to get the right."""
+
+
+class StudyError(DeepDoctorError):
+    """A study is missing, damaged, or in a state that does not allow what was asked."""

@@ -1,19 +1,58 @@
-"""Rows out of a Hugging Face Hub dataset, and whatever goes wrong there in the user's words. Light at import: datasets is loaded on use."""
+"""Rows out of a Hugging Face Hub dataset, and whatever goes wrong at the Hub in the user's words.
+
+Light at import: the Hub's libraries are loaded on use.
+"""
 
 import errno
+import os
 import re
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deepdoctor.errors import DatasetError
 
 if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
     from deepdoctor.config import DatasetConfig
+
+Kind = Literal["model", "dataset", "space"]
 
 # up to this many rows are streamed: large datasets then cost only their first rows; more are downloaded once and kept in the Hub's cache
 STREAMED_ROWS = 5_000
+# a limit on the size of files or of what one user may keep ends a download as a full disk does
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EXAMPLES: dict[Kind, str] = {
+    "model": "unsloth/DeepSeek-R1-Distill-Llama-8B",
+    "dataset": "FreedomIntelligence/medical-o1-reasoning-SFT",
+    "space": "owner/deepdoctor",
+}
+ROOM: dict[Kind, str] = {
+    "model": "set HF_HOME to a folder on a larger disk and start the app again",
+    "dataset": "set first rows to at most 5,000 to stream it",
+    "space": "choose another disk",
+}
+INSTEAD: dict[Kind, str] = {
+    "model": "The embedded model nano and local folders work without it.",
+    "dataset": "The bundled rows and files work without it.",
+    "space": "The app runs on this machine without it.",
+}
+KEPT = "What is on disk is kept, and what has been uploaded is not sent again."
 _LISTED = re.compile(r"\[(.*?)\]", re.DOTALL)
+
+
+def hub_endpoint() -> str | None:
+    """The Hub's address if HF_ENDPOINT names one; None is the library's own. Read on each use: the library reads it at import only."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+
+
+def hub_api(token: str | None = None) -> "HfApi":
+    """The Hub's client; without a token it takes HF_TOKEN's, or that of an earlier login."""
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=hub_endpoint(), token=token)
 
 
 def read_hub(config: "DatasetConfig", largest: int, load: Callable[..., Any] | None = None) -> Generator[dict[str, Any], None, None]:
@@ -50,35 +89,16 @@ def _load_dataset() -> Callable[..., Any]:
 
 def hub_error(error: BaseException, config: "DatasetConfig") -> DatasetError:
     """The user's words for anything that loading a Hub dataset may raise."""
-    chain = _chain(error)
-    said = "\n".join(str(each) for each in chain)
-    names = {kind.__name__ for each in chain for kind in type(each).__mro__}
-    return DatasetError(
-        _about_access(said, names, config) or _about_choice(said, config) or _about_network(chain, names) or _other(error, config)
-    )
+    _, said, names = _told_by(error)
+    wanted = Wanted("dataset", config.name, config.revision)
+    return DatasetError(_about_rows(said, names, config) or trouble(error, wanted) or other_trouble(error, wanted))
 
 
-def _about_access(said: str, names: set[str], config: "DatasetConfig") -> str | None:
-    name = config.name
-    if "GatedRepoError" in names or "gated dataset" in said:
-        page = f"https://huggingface.co/datasets/{name}"
-        return f"{name} is gated: accept its terms at {page}, then set HF_TOKEN to a token of that account and start the app again."
-    if "RevisionNotFoundError" in names or "Revision '" in said:
-        return (
-            f"{name} has no revision {config.revision!r}. Leave the revision empty for the newest, or give a branch, tag or commit of it."
-        )
-    if "HFValidationError" in names:
-        return f"{name!r} cannot be a dataset's name. Expected owner/name, as in FreedomIntelligence/medical-o1-reasoning-SFT."
-    if "EmptyDatasetError" in names or "DataFilesNotFoundError" in names:
-        return f"{name} holds no data files that can be read as rows. Choose another dataset or revision."
-    if {"DatasetNotFoundError", "RepositoryNotFoundError"} & names:
-        return f"There is no dataset {name} on the Hub, or it is private. Check the spelling; for a private one, set a valid HF_TOKEN."
+def _about_rows(said: str, names: set[str], config: "DatasetConfig") -> str | None:
+    if {"EmptyDatasetError", "DataFilesNotFoundError"} & names:
+        return f"{config.name} holds no data files that can be read as rows. Choose another dataset or revision."
     if "scripts are no longer supported" in said:
-        return f"{name} is loaded by a script of its own, which is not run here. Download its rows as a file, or choose another dataset."
-    return None
-
-
-def _about_choice(said: str, config: "DatasetConfig") -> str | None:
+        return f"{config.name} is loaded by a script, which is not run here. Download its rows as a file, or choose another dataset."
     listed = _LISTED.search(said)
     known = ", ".join(re.findall(r"[^\s,'\"]+", listed[1])) if listed else "not told"
     if "Config name is missing" in said:
@@ -90,30 +110,94 @@ def _about_choice(said: str, config: "DatasetConfig") -> str | None:
     return None
 
 
-def _about_network(chain: list[BaseException], names: set[str]) -> str | None:
-    instead = "The bundled rows and files work without it."
-    if "OfflineModeIsEnabled" in names:
-        return f"The Hub is switched off by HF_HUB_OFFLINE, and this dataset is not in the cache. Unset it and start again. {instead}"
-    for each in chain:
-        status = getattr(getattr(each, "response", None), "status_code", None)
-        if status in (401, 403):
-            return f"The Hub refused access (HTTP {status}). Check that HF_TOKEN is valid and may read this dataset."
-        if status == 429:
-            return "The Hub asks to slow down (HTTP 429). Wait a few minutes and load again; with HF_TOKEN set the limits are wider."
-        if status:
-            return f"The Hub answered with an error (HTTP {status}). Load again later. {instead}"
-        if isinstance(each, OSError) and each.errno == errno.ENOSPC:
-            return "The disk is full: the dataset could not be kept. Free some space, or set first rows to at most 5,000 to stream it."
-    if {"TimeoutException", "TimeoutError", "Timeout"} & names:
-        return f"The Hub did not answer in time. Check the network and load again. {instead}"
-    if {"ConnectionError", "TransportError", "LocalEntryNotFoundError"} & names:
-        return f"The Hub could not be reached. Check the network and load again. {instead}"
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked of the Hub: a repository of that kind, to `may` (read or write) it."""
+
+    kind: Kind
+    name: str
+    revision: str | None = None
+    may: Literal["read", "write"] = "read"
+
+    @property
+    def page(self) -> str:
+        """Its address for people."""
+        return f"https://huggingface.co/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.name}"
+
+
+def trouble(error: BaseException, wanted: Wanted) -> str | None:
+    """What went wrong at the Hub, in the user's words; None if `error` and its causes tell of nothing that is known here."""
+    chain, said, names = _told_by(error)
+    return _about_access(chain, said, names, wanted) or _about_disk(chain, said, wanted) or _about_network(chain, names, wanted)
+
+
+def _about_access(chain: list[BaseException], said: str, names: set[str], wanted: Wanted) -> str | None:
+    name = wanted.name
+    if "GatedRepoError" in names or "gated dataset" in said:
+        if _status(chain) == 403:
+            return (
+                f"{name} is gated, and your token's account has no access: accept its terms at {wanted.page} and wait until it is granted."
+            )
+        return f"{name} is gated: accept its terms at {wanted.page}, then set HF_TOKEN to a token of that account and start the app again."
+    if "RevisionNotFoundError" in names or "Revision '" in said:
+        return (
+            f"{name} has no revision {wanted.revision!r}. Leave the revision empty for the newest, or give a branch, tag or commit of it."
+        )
+    if "HFValidationError" in names:
+        return f"{name!r} cannot be a {wanted.kind}'s name. Expected owner/name, as in {EXAMPLES[wanted.kind]}."
+    if {"DatasetNotFoundError", "RepositoryNotFoundError"} & names:
+        return (
+            f"There is no {wanted.kind} {name} on the Hub, or it is private. Check the spelling; for a private one, set a valid HF_TOKEN."
+        )
     return None
 
 
-def _other(error: BaseException, config: "DatasetConfig") -> str:
-    said = (str(error).strip() or "no reason given").splitlines()[0]
-    return f"{config.name} could not be read: {type(error).__name__}: {said}"
+def _about_disk(chain: list[BaseException], said: str, wanted: Wanted) -> str | None:
+    # libraries that are not written in Python hand on the system's words only
+    if any(isinstance(each, OSError) and each.errno in DISK_FULL for each in chain) or "No space left on device" in said:
+        return f"The disk is full: the {wanted.kind} could not be kept. Free some space, or {ROOM[wanted.kind]}."
+    return None
+
+
+def _about_network(chain: list[BaseException], names: set[str], wanted: Wanted) -> str | None:
+    instead, status = INSTEAD[wanted.kind] if wanted.may == "read" else KEPT, _status(chain)
+    if "OfflineModeIsEnabled" in names:
+        missing = f", and this {wanted.kind} is not in the cache" if wanted.may == "read" else ""
+        return f"The Hub is switched off by HF_HUB_OFFLINE{missing}. Unset it and start again. {instead}"
+    if status in (401, 403):
+        return f"The Hub refused access (HTTP {status}). Check that HF_TOKEN is valid and may {wanted.may} this {wanted.kind}."
+    if status == 429:
+        return "The Hub asks to slow down (HTTP 429). Wait a few minutes and try again; with HF_TOKEN set the limits are wider."
+    if status and status >= 500:
+        return f"The Hub answered with an error (HTTP {status}). Try again later. {instead}"
+    if {"TimeoutException", "TimeoutError", "Timeout"} & names:
+        return f"The Hub did not answer in time. Check the network and try again. {instead}"
+    if {"ConnectionError", "TransportError", "LocalEntryNotFoundError"} & names:
+        return f"The Hub could not be reached. Check the network and try again. {instead}"
+    return None
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same call may succeed a moment later: the connection broke, or the Hub had an error of its own."""
+    chain, _, names = _told_by(error)
+    return (_status(chain) or 0) >= 500 or ("TransportError" in names and "OfflineModeIsEnabled" not in names)
+
+
+def other_trouble(error: BaseException, wanted: Wanted) -> str:
+    """The words for what is not known here: the beginning of the error's own."""
+    said = " ".join(str(error).split())[:300] or "no reason given"
+    return f"{wanted.name} could not be {'read' if wanted.may == 'read' else 'written'}: {type(error).__name__}: {said}"
+
+
+def _told_by(error: BaseException) -> tuple[list[BaseException], str, set[str]]:
+    """An error with its causes, all that they say, and the names of all their classes: none of those is imported for it."""
+    chain = _chain(error)
+    return chain, "\n".join(str(each) for each in chain), {kind.__name__ for each in chain for kind in type(each).__mro__}
+
+
+def _status(chain: list[BaseException]) -> int | None:
+    found = (getattr(getattr(each, "response", None), "status_code", None) for each in chain)
+    return next((status for status in found if status), None)
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -9,10 +9,14 @@ from deepdoctor.errors import DatasetError
 
 # Calibrated by measurement: the share of the device's matrix rate (ModelInfo.flops) that a training step reaches,
 # seconds a step and a decoded token take however small the model, and seconds before the first step.
-TRAINING_EFFICIENCY = {"cpu": 0.35, "cuda": 0.25}
+TRAINING_EFFICIENCY = {"cpu": 0.2, "cuda": 0.25}
 SECONDS_PER_STEP = 0.05
-DECODE_SECONDS_PER_LAYER = 5e-4
+DECODE_SECONDS_PER_LAYER = {"cpu": 1.8e-3, "cuda": 5e-4}
 SECONDS_TO_START = 8.0
+# what the Quick preset takes with the embedded model on two free cores, measured; said wherever that run is recommended
+QUICK_SECONDS = 95.0
+# of an engine process on a CPU before it holds a model; there, memory is that of the process, and on a GPU that of its arrays
+PROCESS_BYTES = round(0.9 * 2**30)
 
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "4bit": 0.53}
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_8bit": 2}
@@ -47,7 +51,8 @@ class Plan:
 def plan(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> Plan:
     """Estimate a run over rows of these `lengths` (tokens a row, held-out rows not among them).
 
-    memory = weights + adapter (weight, gradient, optimizer states) + activations + logits of one batch of the longest rows.
+    memory = weights + adapter (weight, gradient, optimizer states) + activations + logits of one batch of the longest rows; on a CPU
+    with the process around them, because that is what a run's metrics tell.
     Activations of a layer: the inputs and outputs of its projections. With checkpointing only each layer's input is kept,
     and one layer whole. seconds: 4·N operations a token, forward and backward through N frozen weights (6·N with
     checkpointing, which goes forward twice), over padded batches; 2·N a token for each held-out loss; probes by decoding.
@@ -74,6 +79,19 @@ def plan(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> Pl
         device_bytes=model.memory_bytes,
         seconds=_seconds(config, model, kept, steps),
     )
+
+
+def roughly(seconds: float) -> str:
+    """An estimated duration, no finer than it deserves: "45 s", "1.5 min", "22 min", "3 h 10 min"."""
+    if seconds < 57.5:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    if seconds < 165:
+        return f"{round(seconds / 30) / 2:g} min"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, rest = divmod(10 * round(seconds / 600), 60)
+    return f"{hours} h {rest} min" if rest else f"{hours} h"
 
 
 def trainable_parameters(config: FinetuneConfig, model: ModelInfo) -> int:
@@ -105,17 +123,19 @@ def _memory(config: FinetuneConfig, model: ModelInfo, longest: int) -> int:
     layer = sum(inputs + outputs for inputs, outputs in model.projections.values())
     layers = layer + model.layers * model.hidden_size if _checkpoints(config, model) else layer * model.layers
     tokens = config.batch_size * longest
-    return round(weights + adapter + tokens * (layers * number_bytes + model.vocabulary * LOGIT_BYTES))
+    process = 0 if _is_cuda(model) else PROCESS_BYTES
+    return round(process + weights + adapter + tokens * (layers * number_bytes + model.vocabulary * LOGIT_BYTES))
 
 
 def _seconds(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int], steps: int) -> float:
-    rate = model.flops * TRAINING_EFFICIENCY["cuda" if _is_cuda(model) else "cpu"]
+    kind = "cuda" if _is_cuda(model) else "cpu"
+    rate = model.flops * TRAINING_EFFICIENCY[kind]
     operations = (6 if _checkpoints(config, model) else 4) * model.parameters
     trained = steps * config.rows_per_step * padded_length(lengths, config.batch_size) * operations / rate
     evaluations = _times(steps, config.eval_steps) if config.held_out_rows else 0
     evaluated = evaluations * config.held_out_rows * padded_length(lengths, config.batch_size) * 2 * model.parameters / rate
     answers = _times(steps, config.probe_steps) * max(1, len(config.probe_questions)) if config.probe_steps else 0
-    probed = answers * config.probe_tokens * model.layers * DECODE_SECONDS_PER_LAYER
+    probed = answers * config.probe_tokens * model.layers * DECODE_SECONDS_PER_LAYER[kind]
     return SECONDS_TO_START + trained + steps * SECONDS_PER_STEP + evaluated + probed
 
 

@@ -73,16 +73,11 @@ class Run:
 
     def claim(self) -> None:
         """Note that this process trains the run now."""
-        process = psutil.Process()
-        self.set_status(state="running", message="Preparing the rows", process=[process.pid, process.create_time()])
+        self.set_status(state="running", message="Preparing the rows", process=this_process())
 
     def is_claimed(self) -> bool:
-        """Whether the process that trains the run is still alive. Its start time tells it from a later one with the same number."""
-        pid, created = self.status.get("process") or (None, None)
-        try:
-            return pid is not None and psutil.Process(pid).create_time() == created
-        except psutil.NoSuchProcess:
-            return False
+        """Whether the process that trains the run is still alive."""
+        return is_alive(self.status.get("process"))
 
     def append_metric(self, row: dict[str, Any]) -> None:
         """Append one row of metrics; it has "step" and any of loss, held_out_loss, learning_rate, tokens_per_second, memory_gib…"""
@@ -228,6 +223,23 @@ class Runs:
             run.set_status(state="interrupted", message=why)
             run.log(f"Interrupted: {why}")
         return lost
+
+
+def this_process() -> list[float]:
+    """What names this process on disk: its number, and its start time, which tells it from a later one with the same number."""
+    process = psutil.Process()
+    return [process.pid, process.create_time()]
+
+
+def is_alive(process: Sequence[float] | None) -> bool:
+    """Whether a process named by `this_process` still runs."""
+    if not process:
+        return False
+    pid, created = process
+    try:
+        return psutil.Process(int(pid)).create_time() == created
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_readable(run: Run) -> bool:

@@ -8,16 +8,37 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.loopback_hub import LoopbackHub
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).resolve().parents[1]
-FORGOTTEN = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "WANDB_MODE", "SPACE_ID", "HOST", "PORT", "MODEL", "DATA_DIR")
+FORGOTTEN = (
+    "HF_TOKEN",
+    "LOGIN",
+    "TRAINERS",
+    "SYSTEM",
+    "SPACE_AUTHOR_NAME",
+    "JUDGMENTS_REPO",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_ENDPOINT",
+    "WANDB_API_KEY",
+    "WANDB_MODE",
+    "SPACE_ID",
+    "HOST",
+    "PORT",
+    "MODEL",
+    "DATA_DIR",
+)
 CHROMIUM_FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -58,6 +79,27 @@ def no_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
         yield
+
+
+@pytest.fixture
+def loopback_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """A Hub on this machine with the Hub's library pointed at it, here and in child processes; what it downloads lies in a fresh cache."""
+    from huggingface_hub import close_session, constants
+
+    cache = tmp_path / "hub-cache"
+    with LoopbackHub() as hub, warnings.catch_warnings():
+        # huggingface_hub sends files to LFS in a way that httpx is about to give up
+        warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
+        environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_CACHE": str(cache)}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        # the library has read its environment when it was imported
+        read = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(cache)}
+        for name, set_to in read.items():
+            monkeypatch.setattr(constants, name, set_to)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        yield hub
+        close_session()
 
 
 @dataclass(frozen=True)
@@ -116,12 +158,14 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def browser() -> "Iterator[Browser]":
     """The distribution's Chromium. Without one, browser tests are skipped, or fail where `CI` is set."""
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if not found:
         missing = "Browser tests need Chromium: install it, or name it in CHROMIUM."
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    from playwright.sync_api import sync_playwright  # not needed by tests on a GPU
+
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=found, args=list(CHROMIUM_FLAGS))
         yield chromium
@@ -129,7 +173,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+def page(browser: "Browser") -> "Iterator[Page]":
     """A fresh laptop-sized page with nothing remembered."""
     context = browser.new_context(viewport={"width": 1366, "height": 768})
     yield context.new_page()

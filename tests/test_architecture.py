@@ -10,8 +10,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
-    *("errors", "files", "prompts", "config", "overlap", "readers", "hub", "dataset", "tokens", "checks", "runs", "comparison"),
-    *("engine.protocol", "engine.client", "plan", "engine", "nano", "preview", "commands", "cli", "__main__", "ui", "app"),
+    *(
+        "errors",
+        "files",
+        "prompts",
+        "config",
+        "catalogue",
+        "access",
+        "overlap",
+        "readers",
+        "hub",
+        "download",
+        "space",
+        "dataset",
+        "tokens",
+        "checks",
+    ),
+    *("runs", "comparison", "figures", "card", "questions", "trials", "study", "judgments", "judged", "mirror", "statistics", "measures"),
+    *("contest", "headline", "study_exports", "results", "study_figures", "study_report", "bundle", "study_draft", "study_progress", "engine.protocol", "engine.client"),
+    *("plan", "publish", "engine", "nano", "preview", "commands", "study_commands", "cli", "__main__", "ui", "app"),
 )
 TORCH = {"torch", "transformers", "peft", "trl", "unsloth", "bitsandbytes", "accelerate", "safetensors"}
 TORCH_FREE = {"deepdoctor.engine", "deepdoctor.engine.protocol", "deepdoctor.engine.client"}
@@ -58,7 +75,7 @@ def test_only_the_page_imports_gradio_and_only_the_engine_torch(name: str) -> No
 
 
 def test_the_page_starts_without_heavy_imports() -> None:
-    heavy = {*TORCH, "datasets", "wandb", "matplotlib"}
+    heavy = {*TORCH, "datasets", "wandb", "matplotlib", "scipy", "statsmodels", "evalica", "sacrebleu"}
     program = f"import sys, app, deepdoctor.ui.page; sys.exit(' '.join({heavy!r} & sys.modules.keys()) or 0)"
     started = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert started.returncode == 0, started.stderr
@@ -73,4 +90,5 @@ def test_modules_and_functions_stay_small_and_say_what_they_are(name: str) -> No
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
             given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            assert len([each for each in given if each.arg not in ("self", "cls")]) <= 6, node.name
+            few = len([each for each in given if each.arg not in ("self", "cls")]) <= 6
+            assert few or name.endswith("kernels"), f"{node.name}: only a kernel takes its addresses and shapes one by one"

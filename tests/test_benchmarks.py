@@ -1,6 +1,7 @@
 """The benchmarks run, on a model small enough to be made on the spot; their figures are of one shape."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,15 +15,21 @@ from deepdoctor.engine.model import EMBEDDED_FOLDER, LoadedModel, load
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def paired_decoding() -> ModuleType:
-    """benchmarks/paired_decoding.py as a module."""
-    spec = importlib.util.spec_from_file_location("paired_decoding", BENCHMARKS / "paired_decoding.py")
+def benchmark(name: str) -> ModuleType:
+    """benchmarks/<name>.py as a module."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
+    # dataclasses look their module up
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def paired_decoding() -> ModuleType:
+    return benchmark("paired_decoding")
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +72,13 @@ def test_every_side_writes_exactly_as_many_tokens_as_asked(paired_decoding: Modu
 def test_an_unknown_run_is_told(paired_decoding: ModuleType, tiny: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert paired_decoding.main(["--model", tiny.config.name, "--run", "nope", "--data-dir", str(tmp_path)]) == 2
     assert "no run 'nope'" in capsys.readouterr().err
+
+
+def test_judging_goes_on_when_the_app_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    judging_load = benchmark("judging_load")
+    result = judging_load.benchmark(raters=3, verdicts=12, pause=0.3)
+    assert (result["verdicts"], result["lost"], result["stored_twice"], result["refused"]) == (12, 0, 0, 0)
+    assert 6 <= result["killed_after"] < 12
+    assert result["save"]["p50"] <= result["save"]["p95"] <= result["save"]["max"]
+    assert "Told saved but not on disk: **0**" in judging_load.as_markdown(result)

@@ -82,6 +82,8 @@ def test_the_preset_follows_the_model_unless_one_is_named() -> None:
         (["compare", "--run", "nope", "--question", "x"], "no run 'nope'"),
         (["resume", "nope"], "no run 'nope'"),
         (["export", "--run", "../x"], "no run"),
+        (["push", "--run", "nope", "--repo", "owner/name"], "no run 'nope'"),
+        (["push", "--run", "nope"], "--repo"),
         (["dataset", "--dataset-source", "file", "--dataset-path", "/nowhere.json"], "nowhere.json"),
         (["dataset", "--row", "100000"], "100000 is not one of them"),
         (["compare", "--run", "x", "--held-out", "0"], "0 is not one of them"),
@@ -188,7 +190,7 @@ def test_the_log_is_followed_from_where_it_was(run: Run, capsys: pytest.CaptureF
 
 
 def test_a_comparison_reads_well_and_a_cut_off_thought_is_no_answer() -> None:
-    proof = Proof(1e-6, 2e-6, 3.5, 1e-3, "a", "a", "b", "c")
+    proof = Proof(1e-6, 2e-6, 3.5, 0.6, 0.6, 1e-3, "a", "a", "b", "c")
     base = Transcript("A long thought", tokens=60, reasoning_tokens=60, seconds=1.0, finish_reason="length")
     tuned = Transcript("Short.\n</think>\nOne paragraph.", tokens=9, reasoning_tokens=3, seconds=0.5, finish_reason="stop")
     made = Comparison(QUESTION, base, tuned, SamplingConfig(), "article", "nano", "r", proof=proof, id="i", seen={"grade": "unseen"})

@@ -102,7 +102,28 @@ def test_values_out_of_bounds_name_the_field_and_what_was_given(config: type[Con
         config.of({name: value})
     assert caught.value.field == name
     assert str(caught.value).startswith(f"{config.model_fields[name].title}: ")
-    assert f"(given: {value!r})" in str(caught.value)
+    assert f"(given: {value!r})" in str(caught.value) or (value == "" and "(given: nothing)" in str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("lora_rank", None, "LoRA rank: needs a whole number (given: nothing)."),
+        ("batch_size", 2.5, "Batch size: needs a whole number (given: 2.5)."),
+        ("learning_rate", None, "Learning rate: needs a number (given: nothing)."),
+        ("learning_rate", 0, "Learning rate: must be above 0 (given: 0)."),
+        ("max_steps", -3, "Steps: must be at least 0 (given: -3)."),
+        ("max_steps", 2_000_000, "Steps: must be at most 1,000,000 (given: 2000000)."),
+        ("lora_dropout", 1, "LoRA dropout: must be below 1 (given: 1)."),
+        ("wandb_project", "", "W&B project: must not be empty (given: nothing)."),
+        ("scheduler", None, "Schedule: must be 'linear', 'cosine' or 'constant_with_warmup' (given: nothing)."),
+        ("probe_questions", ["a", "b", "c"], "Probe questions: at most 2 can be given (given: ['a', 'b', 'c'])."),
+    ],
+)
+def test_what_is_wrong_is_told_in_plain_words(name: str, value: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        FinetuneConfig.of({name: value})
+    assert str(caught.value) == says
 
 
 def test_settings_that_do_not_fit_each_other_are_refused() -> None:

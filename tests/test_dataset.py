@@ -49,6 +49,8 @@ def test_a_file_and_its_first_rows(tmp_path: Path) -> None:
     first = load_rows(file_config(tmp_path / "medical_o1_sft.json", first_rows=2))
     assert first.rows == ROWS[:2]
     assert first.source == "medical_o1_sft.json, first 2 rows"
+    for more in (len(ROWS), 500):
+        assert load_rows(file_config(tmp_path / "medical_o1_sft.json", first_rows=more)).source == "medical_o1_sft.json"
     assert first.fingerprint != whole.fingerprint
 
 

@@ -1,9 +1,13 @@
 """The README tells the truth: its tree is the files, its commands exist, its links and pictures lead somewhere."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from huggingface_hub import SpaceCard, SpaceCardData
+
+from deepdoctor.config import DatasetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,3 +65,49 @@ def test_every_module_that_the_readme_runs_exists() -> None:
     for module in modules:
         folder = ROOT / module.replace(".", "/")
         assert (folder / "__main__.py").exists() or folder.with_suffix(".py").exists(), module
+
+
+@pytest.fixture(scope="module")
+def card() -> SpaceCardData:
+    """The README's head, as the Hub's own library reads it."""
+    return SpaceCard.load(ROOT / "README.md").data
+
+
+def test_the_head_names_everything_a_space_is_made_from(card: SpaceCardData) -> None:
+    known = set(vars(SpaceCardData(ignore_metadata_errors=True))) | {
+        *("emoji", "colorFrom", "colorTo", "pinned", "short_description", "suggested_hardware", "startup_duration_timeout", "hf_oauth")
+    }
+    given = {name for name, value in vars(card).items() if value is not None}
+    assert given <= known, "a misspelt setting would be ignored without a word"
+    assert known - given == {"app_port", "duplicated_from"}
+    assert card.sdk == "gradio"
+    assert (ROOT / card.app_file).is_file()
+    assert card.hf_oauth is True
+    assert card.pinned is False
+    assert card.license == tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["license"].lower()
+    assert DatasetConfig().name in card.datasets
+    assert len(card.short_description) <= 60
+    assert re.fullmatch(r"\d+(m|h)", card.startup_duration_timeout)
+    assert card.suggested_hardware in (
+        "cpu-basic",
+        "cpu-upgrade",
+        "t4-small",
+        "t4-medium",
+        "l4x1",
+        "a10g-small",
+        "a10g-large",
+        "a100-large",
+    )
+    assert {card.colorFrom, card.colorTo} <= {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert re.fullmatch(r"[^\w\s]", card.emoji)
+
+
+def test_the_spaces_gradio_is_the_pinned_one(card: SpaceCardData) -> None:
+    (pinned,) = re.findall(r"^gradio==(\S+)$", (ROOT / "requirements.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert card.sdk_version == pinned
+
+
+def test_the_spaces_python_is_one_that_we_support(card: SpaceCardData) -> None:
+    lowest = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"].removeprefix(">=")
+    assert isinstance(card.python_version, str), "3.10 without quotes is the number 3.1"
+    assert tuple(map(int, card.python_version.split("."))) >= tuple(map(int, lowest.split(".")))

@@ -14,6 +14,7 @@ from deepdoctor.nano.cases import (
 )
 from deepdoctor.nano.dataset_voice import in_dataset_voice
 from deepdoctor.nano.knowledge import ASKED, Condition, load_conditions
+from deepdoctor.overlap import Overlap
 
 TEACHING_FILE = Path(__file__).with_name("teaching_cases.json")
 HELD_OUT_FILE = Path(__file__).with_name("held_out_cases.json")
@@ -39,14 +40,24 @@ SHOWCASE = Example(
 
 
 def teaching_rows() -> list[dict[str, str]]:
-    """The 500 training rows; the first is the source article's showcase question."""
+    """The 500 training rows; the first is the source article's showcase question. None is much like a held-out one."""
     random = Random(BUNDLE_SEED)
     conditions = load_conditions()
+    held_out = Overlap([row["Question"] for row in held_out_rows()])
     rows = [_row(SHOWCASE)]
     for index, condition in enumerate(_in_turns(conditions, TEACHING_ROWS - 1, random)):
-        case = make_case(condition, ASKED[index % len(ASKED)], random.choice(training_combinations(condition)), random)
-        rows.append(_row(in_dataset_voice(case, random)))
+        row, again = _teaching_row(condition, index, random), 0
+        while held_out.grade(row["Question"]).grade != "unseen":
+            again += 1
+            # a source of its own, so that the rows after this one stay what they are
+            row = _teaching_row(condition, index, Random(f"{BUNDLE_SEED}/{index}/{again}"))
+        rows.append(row)
     return rows
+
+
+def _teaching_row(condition: Condition, index: int, random: Random) -> dict[str, str]:
+    case = make_case(condition, ASKED[index % len(ASKED)], random.choice(training_combinations(condition)), random)
+    return _row(in_dataset_voice(case, random))
 
 
 def held_out_rows() -> list[dict[str, str]]:

@@ -104,7 +104,7 @@ def judged(base: Side, tuned: Side) -> list[dict[str, Any]]:
 
 def report(data_dir: Path, model: str, run_id: str | None, preset_name: str, rows: int | None) -> dict[str, Any]:
     """Train (or take) a run, let both sides answer, and measure. Raises DeepDoctorError if that cannot be done."""
-    from deepdoctor.engine.model import select_adapter
+    from deepdoctor.engine.adapters import select_adapter
     from deepdoctor.engine.session import Session
 
     session = Session(data_dir)

@@ -9,6 +9,7 @@ import gradio as gr
 
 from deepdoctor.config import SamplingConfig
 from deepdoctor.dataset import HeldOutCase, held_out_examples
+from deepdoctor.plan import QUICK_SECONDS, roughly
 from deepdoctor.prompts import ARTICLE, STYLES
 from deepdoctor.ui import history, transcript
 from deepdoctor.ui.compare_events import SHOW_REFERENCE, Handlers, toggle_reference
@@ -19,7 +20,7 @@ from deepdoctor.ui.form import Form, build_form
 REFRESH_SECONDS = 3
 NO_RUN_TITLE = "There is no fine-tuned run to compare yet"
 NO_RUN = (
-    "Open the Train tab, leave the preset on Quick and press Start. It takes about two minutes on a laptop; "
+    f"Open the Train tab, leave the preset on Quick and press Start. It takes about {roughly(QUICK_SECONDS)} on two free cores; "
     "when it ends, come back here and ask both sides the same question."
 )
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}

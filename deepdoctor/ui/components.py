@@ -12,6 +12,7 @@ import gradio as gr
 
 from deepdoctor.errors import DeepDoctorError
 
+BANNER = "Research demo. Not a medical device, not medical advice, not clinically validated. Do not enter patient-identifiable information."
 BOLD = re.compile(r"\*\*(\S(?:[^*\n]*\S)?)\*\*")
 BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+(.*)$")
 NUMBERED = re.compile(r"^\s*\d{1,2}[.)]\s+")
@@ -90,6 +91,16 @@ def _told() -> Iterator[None]:
         yield
     except DeepDoctorError as error:
         raise gr.Error(escape(error), title="That did not work", duration=12, print_exception=False) from error
+
+
+def told_in_place(work: Callable[[], Any], told: Callable[[str], Any]) -> Iterator[Any]:
+    """What `work` returns; what it refuses is yielded as `told` of a note that stays on the page, then raised: a passing message alone
+    is easily missed."""
+    try:
+        yield work()
+    except DeepDoctorError as error:
+        yield told(note(str(error), "bad"))
+        raise
 
 
 def user_errors(handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,11 +1,18 @@
-"""What every tab is given: the settings and the long-lived objects that app.py made."""
+"""What every tab is given: the settings, the long-lived objects that app.py made, and who may do what."""
 
+import os
 from dataclasses import dataclass
+from functools import cached_property
 
+import gradio as gr
+
+from deepdoctor.access import Access
 from deepdoctor.comparison import Comparisons
 from deepdoctor.config import Settings
 from deepdoctor.engine.client import EngineClient
+from deepdoctor.judgments import Judgments
 from deepdoctor.runs import Runs
+from deepdoctor.study import Studies
 
 
 @dataclass(frozen=True)
@@ -16,3 +23,15 @@ class Context:
     engine: EngineClient
     runs: Runs
     comparisons: Comparisons
+    studies: Studies
+    judgments: Judgments
+
+    @cached_property
+    def access(self) -> Access:
+        """Who may do what. A handler that changes anything takes the visitor's profile, which Gradio hands it, and asks this."""
+        return Access.of(self.settings, os.environ)
+
+
+def name_of(profile: gr.OAuthProfile | None) -> str | None:
+    """The visitor's name on Hugging Face; None for one who has not logged in."""
+    return None if profile is None else profile.username

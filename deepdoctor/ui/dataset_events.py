@@ -1,6 +1,5 @@
 """What happens on the dataset tab: reading a source, correcting its columns, paging, opening a row, counting. No layout here."""
 
-import ipaddress
 import queue
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from deepdoctor.errors import ConfigError, DatasetError, DeepDoctorError
 from deepdoctor.prompts import MARKERS, marker_in, style_named
 from deepdoctor.tokens import encode_example
 from deepdoctor.ui.components import badge, empty_state, escape, note, number, user_errors
-from deepdoctor.ui.context import Context
+from deepdoctor.ui.context import Context, name_of
 from deepdoctor.ui.loaded import Loaded
 from deepdoctor.ui.rows_view import checks_table, count_rows, example_texts, lengths_picture, rows_table
 from deepdoctor.ui.token_view import render_tokens
@@ -42,20 +41,22 @@ class DatasetEvents:
     @property
     def local(self) -> bool:
         """Whether only this machine can open the page, so that its visitor may name files on it."""
-        host = self.context.settings.host
-        with suppress(ValueError):
-            return ipaddress.ip_address(host).is_loopback
-        return host == "localhost"
+        return self.context.access.place == "local"
 
     @user_errors
-    def load(self, *given: Any) -> Iterator[tuple[Any, ...]]:
+    def load(self, profile: gr.OAuthProfile | None, *given: Any) -> Iterator[tuple[Any, ...]]:
         """Read the source described by SOURCE_FIELDS; yields (dataset, draft, message, question, reasoning, response column)."""
+        access, visitor = self.context.access, name_of(profile)
         unchanged = (gr.skip(), gr.skip(), gr.skip())
         try:
             config = self._config(dict(zip(SOURCE_FIELDS, given, strict=True)))
+            if config.source == "hub" and config.name != DatasetConfig().name:
+                # the app reads with its own token: private rows would be shown to whoever knows their name
+                access.require(visitor, "load another Hub dataset")
             for line in (telling := _Telling(lambda tell: self.loaded.rows(config, tell))):
                 yield gr.skip(), gr.skip(), _status(note(line)), *unchanged
-            if config.path and config.path == given[SOURCE_FIELDS.index("upload")]:
+            # only who may train needs a file that stays; what others upload to look at is removed within two days
+            if config.path and config.path == given[SOURCE_FIELDS.index("upload")] and access.allows(visitor):
                 config = self.loaded.keep_upload(config, telling.result, self.context.settings.data_dir)
             columns = telling.result.columns
             draft, choices = config.model_dump(), column_choices(columns, config)
@@ -81,18 +82,14 @@ class DatasetEvents:
         except DatasetError as error:
             return note(str(error), "bad"), gr.skip(), gr.skip(), gr.skip()
         used = ", ".join(f"{part.name} from {getattr(table.columns, part.name)}" for part in fields(table.columns))
-        source = table.rows.source[:1].upper() + table.rows.source[1:]
+        source = table.rows.source
+        if config.source == "bundled":  # words and no file's name
+            source = source[:1].upper() + source[1:]
         described = (
             f'<p class="dd-source"><strong>{escape(source)}</strong> {badge(count_rows(len(table.examples)))}<br>'
             f'<span class="dd-muted">{escape(used)}. Fingerprint {escape(table.rows.fingerprint[:12])}.</span></p>'
         )
         return described, *column_choices(table.rows.columns, config)
-
-    @staticmethod
-    def forget_pin(name: str) -> tuple[Any, Any]:
-        """Another Hub dataset has other configs and revisions: (config, revision)."""
-        usual = DatasetConfig()
-        return (usual.config, usual.revision) if name.strip() == usual.name else ("", "")
 
     @user_errors
     def first_page(self, dataset: dict[str, Any], query: str) -> tuple[Any, ...]:
@@ -138,8 +135,22 @@ class DatasetEvents:
         config = DatasetConfig.of(dataset)
         waiting = _status(note(f"Counting the tokens of {count_rows(len(self.loaded.table(config).examples))} …"))
         yield waiting, waiting
-        report = self.loaded.report(config, file, eos, style, int(longest))
-        yield checks_table(report), lengths_picture(report, int(longest))
+        try:
+            checked = self.loaded.checked(config, file, eos, style, int(longest))
+        except DatasetError as error:
+            yield note(str(error), "warn"), ""
+            return
+        apart = len(self.loaded.table(config).examples) - len(checked.places)
+        yield checks_table(checked.report, apart), lengths_picture(checked.report, int(longest))
+
+    def show_fate(self, dataset: dict[str, Any], opened: int, tokenizer: tuple[str, str], style: str, longest: int | None) -> str:
+        """Why the opened row is not trained on; "" if it is, or as long as that is not known."""
+        config = DatasetConfig.of(dataset)
+        checked = self.loaded.known_checked(config, *tokenizer, style, int(longest or 0))
+        if checked is None:
+            return ""
+        fate = checked.fate(min(opened, len(self.loaded.table(config).examples) - 1))
+        return note(f"{fate} What would be trained on otherwise:", "warn") if fate else ""
 
     def current_tokenizer(self) -> tuple[str, str]:
         """(tokenizer.json, end-of-sequence token) of the loaded model; of nano already while it loads; NO_TOKENIZER while unknown."""
@@ -156,7 +167,7 @@ class DatasetEvents:
         return gr.skip() if tuple(known) == current else current
 
     def _config(self, given: dict[str, Any]) -> DatasetConfig:
-        values: dict[str, Any] = {"source": given["source"], "first_rows": given["first_rows"] or None}
+        values: dict[str, Any] = {"source": given["source"], "first_rows": given["first_rows"]}
         if given["source"] == "hub":
             if not (given["name"] or "").strip():
                 raise ConfigError("Give the Hub dataset's name, such as owner/name.", field="name")

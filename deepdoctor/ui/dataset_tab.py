@@ -1,5 +1,6 @@
 """The dataset tab: choose a source, correct its columns, page through the rows, see one row as the model reads it, and what checks find."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,13 @@ from deepdoctor.prompts import STYLES
 from deepdoctor.tokens import SUPERVISION
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.dataset_events import NO_TOKENIZER, DatasetEvents
+from deepdoctor.ui.labels import SOURCES
 from deepdoctor.ui.loaded import Loaded
 
-SOURCES = [("Bundled teaching cases", "bundled"), ("File", "file"), ("Hugging Face Hub", "hub")]
 SUFFIXES = [".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"]
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LATEST: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
+PINNED = [DatasetConfig().config, DatasetConfig().revision]
 OPEN_ON_CLICK = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-row]');
@@ -25,6 +27,8 @@ element.addEventListener('click', (event) => {
   trigger('select', {row: Number(button.dataset.row)});
 });
 """
+# another Hub dataset has other configs and revisions; in the browser, so that no button is faster
+FORGET_PIN = f"(name) => name.trim() === {json.dumps(DatasetConfig().name)} ? {json.dumps(PINNED)} : ['', '']"
 SHOW_ROW = "() => document.getElementById('dd-row').scrollIntoView({block: 'start'})"
 
 
@@ -59,6 +63,7 @@ class _Row:
     texts: gr.HTML
     style: gr.Radio
     supervision: gr.Radio
+    fate: gr.HTML
     tokens: gr.HTML
 
 
@@ -77,9 +82,10 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> None:
         lengths = _html("")
     tokenizer = gr.State(NO_TOKENIZER)
     _wire_source(events, dataset, source)
-    _wire_rows(events, dataset, table, row, tokenizer)
-    counted = [dataset, tokenizer, row.style, longest]
-    gr.on(None, events.show_checks, counted, [checks, lengths], **LATEST)
+    opened = _wire_rows(events, dataset, table, row, tokenizer)
+    gr.on(None, events.show_checks, [dataset, tokenizer, row.style, longest], [checks, lengths], **LATEST)
+    fated = [dataset, opened, tokenizer, row.style, longest]
+    gr.on([checks.change, opened.change], events.show_fate, fated, [row.fate], **LATEST)
     gr.on([gr.Timer(2).tick, tab.select], events.new_tokenizer, [tokenizer], [tokenizer], concurrency_limit=None, **QUIET)
 
 
@@ -88,7 +94,13 @@ def _source(events: DatasetEvents) -> _Source:
     titles = {name: field.title for name, field in DatasetConfig.model_fields.items()}
     with gr.Column(elem_classes="dd-card"):
         _heading("Source")
-        source = gr.Radio(SOURCES, value=usual.source, label=titles["source"], show_label=False, container=False)
+        source = gr.Radio(
+            [(label, name) for name, label in SOURCES.items()],
+            value=usual.source,
+            label=titles["source"],
+            show_label=False,
+            container=False,
+        )
         with gr.Column(visible=False) as file_part:
             upload = gr.File(label="JSON, JSONL, CSV or Parquet", file_types=SUFFIXES, type="filepath", height=120)
             path = gr.Textbox(label="or a file on this computer", placeholder="/path/to/medical_o1_sft.json", visible=events.local)
@@ -99,7 +111,7 @@ def _source(events: DatasetEvents) -> _Source:
                 split = gr.Textbox(usual.split, label=titles["split"], min_width=90)
             revision = gr.Textbox(usual.revision, label=titles["revision"], info="Pins what is read; empty for the newest")
         with gr.Row(elem_classes="dd-load"):
-            first = gr.Number(usual.first_rows, label=f"{titles['first_rows']} (empty: all)", precision=0, minimum=1, min_width=120)
+            first = gr.Number(usual.first_rows, label=f"{titles['first_rows']} (empty: all)", step=1, min_width=120)
             load = gr.Button("Load rows", variant="primary", min_width=120)
         message = _html("")
         described = _html("")
@@ -107,7 +119,7 @@ def _source(events: DatasetEvents) -> _Source:
             columns = [_column(f"{part} from") for part in ("Question", "Reasoning", "Response")]
         use = gr.Button("Use these columns", size="sm", elem_classes="dd-own-width")
     source.change(_parts_for, [source], [file_part, hub_part], **QUIET)
-    name.input(events.forget_pin, [name], [config, revision], **QUIET)
+    name.change(None, [name], [config, revision], js=FORGET_PIN, **QUIET)
     return _Source([source, upload, path, name, config, split, revision, first], load, message, columns, use, described)
 
 
@@ -123,7 +135,7 @@ def _checks() -> tuple[gr.Number, gr.HTML]:
     field = FinetuneConfig.model_fields["max_seq_length"]
     with gr.Column(elem_classes="dd-card"):
         _heading("Before training")
-        longest = gr.Number(field.default, label=f"{field.title}, in tokens", precision=0, minimum=1, elem_classes="dd-narrow")
+        longest = gr.Number(field.default, label=f"{field.title}, in tokens", step=1, elem_classes="dd-narrow")
         checks = _html("")
     return longest, checks
 
@@ -153,8 +165,8 @@ def _row() -> _Row:
                 _heading("Exact training text")
                 style = gr.Radio(styles, value=usual.prompt_style, label="Prompt style")
                 supervision = gr.Radio(supervisions, value=usual.supervision, label="Supervision")
-                tokens = _html("")
-    return _Row(title, texts, style, supervision, tokens)
+                fate, tokens = _html(""), _html("")
+    return _Row(title, texts, style, supervision, fate, tokens)
 
 
 def _wire_source(events: DatasetEvents, dataset: gr.State, source: _Source) -> None:
@@ -164,7 +176,8 @@ def _wire_source(events: DatasetEvents, dataset: gr.State, source: _Source) -> N
     gr.on(None, events.show_source, [dataset], [source.described, *source.columns], **LATEST)
 
 
-def _wire_rows(events: DatasetEvents, dataset: gr.State, table: _Table, row: _Row, tokenizer: gr.State) -> None:
+def _wire_rows(events: DatasetEvents, dataset: gr.State, table: _Table, row: _Row, tokenizer: gr.State) -> gr.State:
+    """Returns the state that holds the index of the opened row."""
     page, opened = gr.State(0), gr.State(0)
     paged = [page, table.rows, table.where, table.earlier, table.later]
     gr.on(None, events.first_page, [dataset, table.query], paged, **LATEST)
@@ -174,6 +187,7 @@ def _wire_rows(events: DatasetEvents, dataset: gr.State, table: _Table, row: _Ro
     shown = [dataset, opened, tokenizer, row.style, row.supervision]
     gr.on(None, events.show_row, shown, [row.title, row.texts, row.tokens], **LATEST)
     table.rows.select(events.open_row, None, [opened], **QUIET).then(None, js=SHOW_ROW)
+    return opened
 
 
 def _heading(text: str) -> gr.HTML:

@@ -36,7 +36,16 @@ def changes_table(comparison: Comparison) -> str:
     heads = "".join(f'<th scope="col" class="num">{head}</th>' for head in ("Base", "Tuned", "Change"))
     table = f'<table class="dd-table"><thead><tr><th scope="col">Measure</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     words = '<p class="dd-muted">Style in numbers. They say how the answer is written, not whether it is right.</p>'
+    words += _unfinished(comparison)
     return f'<section class="dd-card"><h2>What changed</h2>{words}<div class="dd-scroll" tabindex="0">{table}</div></section>'
+
+
+def _unfinished(comparison: Comparison) -> str:
+    cut = [side for side in ("base", "tuned") if getattr(comparison, side).finish_reason != "stop"]
+    if not cut:
+        return ""
+    which = "Both texts are" if len(cut) == 2 else f"The {cut[0]} text is"
+    return note(f"{which} unfinished: the numbers compare what was written until then.", "warn")
 
 
 def _difference(base: int, tuned: int) -> str:
@@ -53,9 +62,9 @@ def seen_card(seen: dict[str, Any]) -> str:
     if grade not in GRADES:
         return ""
     nearest = ""
-    if seen.get("question"):
+    if seen.get("nearest"):
         where = f"Nearest training question (row {escape(seen.get('row'))}, similarity {float(seen.get('similarity', 0)):.0%})"
-        nearest = f'<p class="dd-muted">{where}:</p><blockquote>{escape(seen["question"])}</blockquote>'
+        nearest = f'<p class="dd-muted">{where}:</p><blockquote>{escape(seen["nearest"])}</blockquote>'
     heading = f"<h2>Was it in the training rows? {badge(grade.capitalize(), grade)}</h2>"
     return f'<section class="dd-card">{heading}<p>{escape(GRADES[grade])}</p>{nearest}</section>'
 
@@ -67,7 +76,7 @@ def proof_card(proof: Proof | None, seed: int) -> str:
     allowed = f"{proof.tolerance:.1g}"
     unchanged = proof.base_hash == proof.base_hash_at_load
     same = "the same now as when they were loaded" if unchanged else "no longer what was loaded"
-    apart = proof.effect > proof.tolerance
+    apart = proof.effect > 0 and proof.base_nearer > 0 and proof.tuned_nearer > 0
     lines = [
         ("Base is base", f"{proof.base_difference:.1e}", f"Largest logit gap to the plain model without adapter; {allowed} is allowed."),
         ("Tuned is tuned", f"{proof.tuned_difference:.1e}", f"Largest logit gap to the model with the adapter on; {allowed} is allowed."),

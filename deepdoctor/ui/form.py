@@ -110,6 +110,8 @@ class Form:
 
 
 def _update(setting: Setting, problem: str, **changes: Any) -> dict[str, Any]:
+    problem = problem.removeprefix(f"{setting.title}: ")  # which stands right above
+    problem = problem[:1].upper() + problem[1:]
     classes = ["dd-field", "dd-wrong"] if problem else ["dd-field"]
     return gr.update(info=_text(problem or setting.info), elem_classes=classes, **changes)
 

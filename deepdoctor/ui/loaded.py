@@ -8,15 +8,15 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from deepdoctor.checks import Report, check
-from deepdoctor.config import DatasetConfig
-from deepdoctor.dataset import Columns, Example, Rows, held_out_examples, load_rows, map_columns, to_examples
+from deepdoctor.config import DatasetConfig, FinetuneConfig
+from deepdoctor.dataset import Columns, Example, Rows, keep_apart, load_rows, map_columns, to_examples
 from deepdoctor.errors import DatasetError
 from deepdoctor.prompts import style_named
 
@@ -30,6 +30,28 @@ class Table:
     rows: Rows
     columns: Columns
     examples: list[Example]
+
+
+class Checked:
+    """What training would do with a table: `report` is about the rows that are not kept apart, `places` are their indices in the table.
+
+    Which rows are kept apart for the held-out loss is drawn as the presets have it; another number on the Train tab draws others.
+    """
+
+    def __init__(self, report: Report, places: list[int]) -> None:
+        self.places = places
+        self.kept = {places[index] for index in report.kept}
+        findings = {kind: replace(each, rows=[places[row - 1] + 1 for row in each.rows]) for kind, each in report.findings.items()}
+        self.report = replace(report, findings=findings)
+
+    def fate(self, index: int) -> str:
+        """Why the row with that index in the table is not trained on, in words; "" if it is."""
+        if index in self.kept:
+            return ""
+        if index not in self.places:
+            return "Training keeps this row apart, for the held-out loss: it is never trained on."
+        titles = [each.title for each in self.report.findings.values() if index + 1 in each.rows]
+        return f"Training leaves this row out: {titles[0][0].lower() + titles[0][1:] if titles else 'see what was found before training'}."
 
 
 class Recent:
@@ -52,6 +74,11 @@ class Recent:
             while len(self._values) > self._most:
                 self._values.popitem(last=False)
         return value
+
+    def known(self, key: Hashable) -> Any:
+        """The value of that key, or None."""
+        with self._lock:
+            return self._values.get(key)
 
     def put(self, key: Hashable, value: Any) -> None:
         """Keep a value that is there already."""
@@ -94,14 +121,21 @@ class Loaded:
         """The tokenizer of that tokenizer.json."""
         return self._tokenizers.get(file, lambda: Tokenizer.from_file(file))
 
-    def report(self, config: DatasetConfig, tokenizer_file: str, eos: str, style: str, longest: int) -> Report:
-        """What `check` finds in the table, held-out cases of the bundle included. Raises DatasetError or ConfigError."""
+    def checked(self, config: DatasetConfig, tokenizer_file: str, eos: str, style: str, longest: int) -> Checked:
+        """What training would do with the table. Raises DatasetError or ConfigError."""
 
-        def make() -> Report:
-            held_out = [case.example for case in held_out_examples()]
-            return check(self.table(config).examples, self.tokenizer(tokenizer_file), eos, style_named(style), longest, held_out)
+        def make() -> Checked:
+            examples, usual = self.table(config).examples, FinetuneConfig()
+            training, apart = keep_apart(examples, config.source, usual.held_out_rows, usual.seed)
+            report = check(training, self.tokenizer(tokenizer_file), eos, style_named(style), longest, apart)
+            drawn = set(map(id, apart))
+            return Checked(report, [index for index, example in enumerate(examples) if id(example) not in drawn])
 
         return self._reports.get((config.to_json(), _stamp(config), tokenizer_file, eos, style, longest), make)
+
+    def known_checked(self, config: DatasetConfig, tokenizer_file: str, eos: str, style: str, longest: int) -> Checked | None:
+        """`checked`, if it was made lately."""
+        return self._reports.known((config.to_json(), _stamp(config), tokenizer_file, eos, style, longest))
 
 
 def _rows_key(config: DatasetConfig) -> Hashable:

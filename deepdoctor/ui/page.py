@@ -1,4 +1,4 @@
-"""The page: banner always in sight, the engine's state, and the four tabs in the order of the work."""
+"""The page: banner always in sight, the engine's state, and the five tabs in the order of the work."""
 
 import functools
 from typing import Any
@@ -7,12 +7,11 @@ import gradio as gr
 
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig
 from deepdoctor.engine.protocol import EngineState, ModelInfo
-from deepdoctor.ui import compare_tab, dataset_tab, runs_tab, theme, train_tab
-from deepdoctor.ui.components import escape
+from deepdoctor.ui import access_bar, compare_tab, dataset_tab, runs_tab, studies_tab, theme, train_tab
+from deepdoctor.ui.components import BANNER, escape
 from deepdoctor.ui.context import Context
 
 TITLE = "DeepDoctor"
-BANNER = "Research demo. Not a medical device, not medical advice, not clinically validated. Do not enter patient-identifiable information."
 NANO_NOTE = "This embedded model knows only its teaching cases."
 DAY = 86_400
 
@@ -24,6 +23,7 @@ def build_app(context: Context) -> gr.Blocks:
         with gr.Row(elem_id="dd-top"):
             gr.HTML(_heading(), elem_id="dd-heading", apply_default_css=False)
             status = gr.HTML(engine_line(context.engine.state), elem_id="dd-engine", apply_default_css=False)
+        access_bar.build(context, page)
         shown = gr.State(context.engine.state)
         dataset = gr.State(DatasetConfig().model_dump())
         with gr.Tabs(elem_id="dd-tabs") as tabs:
@@ -35,6 +35,8 @@ def build_app(context: Context) -> gr.Blocks:
                 open_linked, linked_outputs = compare_tab.build(context, dataset, tab)
             with gr.Tab("Runs", id="runs") as tab:
                 runs_tab.build(context, dataset, tab)
+            with gr.Tab("Studies", id="studies") as tab:
+                studies_tab.build(context, dataset, tab)
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         refresh = functools.partial(refreshed_engine_line, context)
         gr.Timer(1).tick(refresh, [shown], [status, shown], concurrency_limit=None, **quiet)
@@ -55,7 +57,6 @@ def launch_options() -> dict[str, Any]:
         "run_history": False,
         "share": False,
         "quiet": True,
-        "max_file_size": "1gb",
     }
 
 

@@ -71,14 +71,15 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     return [points[round(index * last / (most - 1))] for index in range(most)]
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`, about so many, evenly spaced."""
+def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
+    """Round numbers from at or below `low` to at or above `high`, about so many, evenly spaced; on request whole ones only."""
     if high <= low:
-        pad = abs(low) * 0.1 or 1.0
-        low, high = low - pad, high + pad
-    rough = (high - low) / max(1, about - 1)
+        pad = abs(low) * 0.1
+        low, high = low - pad, high + pad or 1.0
+    rough = max((high - low) / max(1, about - 1), 1.0 if whole else 0.0)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
+    factors = (power * factor for factor in (1, 2, 2.5, 5, 10))
+    step = next(each for each in factors if each >= rough * 0.999 and not (whole and each % 1))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(step * index, 12) for index in range(first, last + 1)]
 
@@ -95,6 +96,18 @@ def label_of(value: float) -> str:
     if size < 0.001:
         return f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")
     return f"{value:.4g}" if size < 1 else f"{value:.3g}"
+
+
+def labels_of(ticks: Sequence[float]) -> list[str]:
+    """The ticks of an axis as labels: as short as `label_of` makes them, unless that would tell another number."""
+    step = min((after - before for before, after in pairwise(ticks)), default=1.0)
+    for decimals in range(12):
+        exact = [f"{tick:,.{decimals}f}" for tick in ticks]
+        if all(abs(float(label.replace(",", "")) - tick) < step / 100 for label, tick in zip(exact, ticks, strict=True)):
+            break
+    short = [label_of(tick) for tick in ticks]
+    told = [float(label.replace(",", "").replace("k", "e3")) for label in short]
+    return short if all(abs(value - tick) < step / 100 for value, tick in zip(told, ticks, strict=True)) else exact
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,7 @@ def _frame(lines: Sequence[Series], small: bool, last_x: float | None) -> _Frame
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
     right = max(max(xs), last_x or 0.0)
-    across = [tick for tick in ticks(min(xs), right, 4 if small else 7) if tick >= 0 or min(xs) < 0]
+    across = [tick for tick in ticks(min(xs), right, 4 if small else 7, whole=True) if tick >= 0 or min(xs) < 0]
     return _Frame(across if len(across) > 1 else [0.0, right or 1.0], ticks(min(ys), max(ys), 3 if small else 5))
 
 
@@ -148,8 +161,12 @@ def _legend(lines: Sequence[Series], small: bool, unit: str) -> str:
 
 
 def _axis_labels(frame: _Frame) -> str:
-    beside = "".join(f'<span style="top:{frame.top(y) * 100:.2f}%">{label_of(y)}</span>' for y in frame.y)
-    below = "".join(f'<span style="left:{frame.left(x) * 100:.2f}%">{label_of(x)}</span>' for x in frame.x)
+    beside = "".join(
+        f'<span style="top:{frame.top(y) * 100:.2f}%">{label}</span>' for y, label in zip(frame.y, labels_of(frame.y), strict=True)
+    )
+    below = "".join(
+        f'<span style="left:{frame.left(x) * 100:.2f}%">{label}</span>' for x, label in zip(frame.x, labels_of(frame.x), strict=True)
+    )
     return f'<div class="dd-plot-y" aria-hidden="true">{beside}</div><div class="dd-plot-x" aria-hidden="true">{below}</div>'
 
 

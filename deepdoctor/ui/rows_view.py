@@ -42,9 +42,14 @@ def _nothing() -> str:
     return '<span class="dd-muted">(empty)</span>'
 
 
-def checks_table(report: Report) -> str:
-    """Every kind of trouble with its count, some of the rows, and what is done about it."""
-    head = stats([(report.rows, "rows"), (len(report.kept), "to train on"), (report.left_out, "left out")])
+def checks_table(report: Report, kept_apart: int = 0) -> str:
+    """Every kind of trouble with its count, some of the rows, and what is done about it. The report is about rows not kept apart."""
+    cells = [(report.rows + kept_apart, "rows"), (len(report.kept), "to train on"), (report.left_out, "left out")]
+    head = stats([*cells, (kept_apart, "kept apart")] if kept_apart else cells)
+    if kept_apart:
+        head += (
+            '<p class="dd-muted">Rows kept apart give the held-out loss. Their number is set on the Train tab; this is the usual one.</p>'
+        )
     body = "".join(_finding(each.title, each.count, each.rows, each.done) for each in report.findings.values())
     columns = '<tr><th scope="col" class="num">Rows</th><th scope="col">Found, and what is done about it</th></tr>'
     return f'{head}<table class="dd-table dd-checks"><thead>{columns}</thead><tbody>{body}</tbody></table>'

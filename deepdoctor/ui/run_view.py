@@ -2,15 +2,26 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_origin
 
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig
-from deepdoctor.plan import Plan
+from deepdoctor.plan import Plan, roughly
 from deepdoctor.runs import Run
 from deepdoctor.ui.components import badge, empty_state, escape, note, render_answer, stats
+from deepdoctor.ui.labels import LABELS, label_of_choice
 from deepdoctor.ui.plots import label_of, line_plot, series_of, smoothed
 
 STATE_KINDS = {"finished": "ok", "running": "unseen", "queued": "", "stopped": "seen", "interrupted": "seen", "failed": "bad"}
+LOSSES = (
+    '<p class="dd-muted dd-plot-note">Training loss is over the supervised text, held-out loss over reasoning and answer only: '
+    "where the prompt is trained on too, the two lines are not on one scale.</p>"
+)
+# what names the rows of each source
+DATASET_SETTINGS = {
+    "bundled": {"source", "first_rows"},
+    "file": {"source", "path", "first_rows", "question_column", "reasoning_column", "response_column"},
+    "hub": set(DatasetConfig.model_fields) - {"path"},
+}
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -101,7 +112,7 @@ def curves(rows: Rows, smoothing: str = "none", steps: int = 0) -> str:
             ("memory_gib", "Memory", "GiB"),
         )
     ]
-    return f'{line_plot(loss, "Loss", last_x=end)}<div class="dd-small-plots">{"".join(small)}</div>'
+    return f'{line_plot(loss, "Loss", last_x=end)}{LOSSES}<div class="dd-small-plots">{"".join(small)}</div>'
 
 
 def probe_steps(answers: Rows) -> list[int]:
@@ -109,12 +120,17 @@ def probe_steps(answers: Rows) -> list[int]:
     return sorted({int(answer["step"]) for answer in answers})
 
 
-def probes(answers: Rows, index: int) -> str:
-    """The answers at the first probed step beside those at probed step number `index` (from 0), question by question."""
+def no_probes() -> str:
+    """What stands in place of probe answers when the run's recipe makes none."""
+    return empty_state("This run asks no probe question", "Its recipe has Probe every set to 0.")
+
+
+def probes(answers: Rows, at: int) -> str:
+    """The answers at the first probed step beside those at the last probed step up to `at`, question by question."""
     steps = probe_steps(answers)
     if not steps:
         return empty_state("No answers yet", "The probe question is asked before the first step, and again as the model learns.")
-    chosen = steps[min(max(index, 0), len(steps) - 1)]
+    chosen = max((step for step in steps if step <= at), default=steps[0])
     found = {(int(answer["step"]), str(answer.get("question"))): answer for answer in answers}
     parts = []
     for question in dict.fromkeys(str(answer.get("question")) for answer in answers):
@@ -159,7 +175,7 @@ def plan_stats(plan: Plan, left_out: int) -> str:
         (size(plan.tokens), "Tokens"),
         (size(plan.trainable_parameters), "Trainable parameters"),
         (f"about {memory}", f"Memory, of {plan.device_bytes / 2**30:.0f} GiB"),
-        (f"about {_roughly(plan.seconds)}", "Time"),
+        (f"about {roughly(plan.seconds)}", "Time"),
     ]
     remarks = []
     if left_out:
@@ -167,13 +183,6 @@ def plan_stats(plan: Plan, left_out: int) -> str:
     if not plan.fits:
         remarks.append(note("This is more memory than the device has. Lower the batch size or the longest row.", "warn"))
     return stats(cells) + "".join(remarks)
-
-
-def _roughly(seconds: float) -> str:
-    """An estimated duration, no finer than it deserves."""
-    if seconds < 60:
-        return f"{max(5, 5 * round(seconds / 5))} s"
-    return f"{round(seconds / 60)} min" if seconds < 3600 else duration(600 * round(seconds / 600))
 
 
 def when(seconds: float | None) -> str:
@@ -186,19 +195,26 @@ def settings_of_run(run: Run) -> dict[str, str]:
     found: dict[str, str] = {}
     details = run.details
     for part, cls in (("model", ModelConfig), ("dataset", DatasetConfig), ("finetune", FinetuneConfig)):
+        used = DATASET_SETTINGS.get(str(details.get(part, {}).get("source")), set(cls.model_fields)) if part == "dataset" else None
         for name, value in details.get(part, {}).items():
+            if used is not None and name not in used:
+                continue
             title = cls.model_fields[name].title if name in cls.model_fields else None
             label = title or name
-            found[f"{label} ({part})" if label in found else label] = _words(value)
+            found[f"{label} ({part})" if label in found else label] = _words(name, value)
     return found
 
 
-def _words(value: Any) -> str:
+def _words(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return "; ".join(map(str, value)) or "–"
-    return "–" if value is None or value == "" else str(value)
+    if value is None or value == "":
+        return "–"
+    field = FinetuneConfig.model_fields.get(name) or DatasetConfig.model_fields.get(name)
+    chosen = name in LABELS or (field is not None and get_origin(field.annotation) is Literal)
+    return label_of_choice(name, str(value)) if chosen else str(value)
 
 
 def settings_table(runs: Sequence[Run]) -> str:
@@ -216,11 +232,18 @@ def settings_table(runs: Sequence[Run]) -> str:
 def _table(runs: Sequence[Run], columns: Sequence[Mapping[str, str]], names: Sequence[str], marked: bool) -> str:
     heads = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)
     rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(column.get(name, '–'))}</td>" for column in columns) + "</tr>"
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(_cell(column.get(name, "–"), columns[0].get(name, "–"), marked and len(runs) > 2) for column in columns)
+        + "</tr>"
         for name in names
     )
-    kind = "dd-table dd-settings differing" if marked else "dd-table dd-settings"
     return (
-        f'<div class="dd-scroll" tabindex="0" role="region" aria-label="Settings"><table class="{kind}">'
+        f'<div class="dd-scroll" tabindex="0" role="region" aria-label="Settings"><table class="dd-table dd-settings">'
         f'<thead><tr><th scope="col">Setting</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def _cell(value: str, first: str, marked: bool) -> str:
+    """Of three or more runs, what departs from the first is marked: of two, everything would be."""
+    kind = ' class="other"' if marked and value != first else ""
+    return f"<td{kind}>{escape(value)}</td>"

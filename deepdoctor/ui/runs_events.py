@@ -13,7 +13,8 @@ from deepdoctor.errors import DeepDoctorError, RunError
 from deepdoctor.runs import RESUMABLE, Run
 from deepdoctor.ui import run_view
 from deepdoctor.ui.components import empty_state, escape, note, user_errors
-from deepdoctor.ui.context import Context
+from deepdoctor.ui.context import Context, name_of
+from deepdoctor.ui.labels import label_of_choice
 from deepdoctor.ui.plots import STYLES, line_plot, series_of, smoothed
 from deepdoctor.ui.train_events import resume_run
 
@@ -67,20 +68,23 @@ class RunsEvents:
         return self.context.runs.get(chosen["open"])
 
     @user_errors
-    def rename(self, chosen: dict[str, Any], name: str) -> str:
+    def rename(self, chosen: dict[str, Any], name: str, profile: gr.OAuthProfile | None = None) -> str:
         """Give the opened run another name. Output: what is told."""
+        self.context.access.require(name_of(profile), "rename a run")
         run = self._opened(chosen)
         run.rename(name)
         return note(f"Renamed to {run.name}.", "ok")
 
     @user_errors
-    def resume(self, chosen: dict[str, Any]) -> str:
+    def resume(self, chosen: dict[str, Any], profile: gr.OAuthProfile | None = None) -> str:
         """Continue the opened run. Output: what is told."""
+        self.context.access.require(name_of(profile), "resume a run")
         return resume_run(self.context, self._opened(chosen).id)
 
     @user_errors
-    def ask_to_delete(self, chosen: dict[str, Any]) -> list[Any]:
+    def ask_to_delete(self, chosen: dict[str, Any], profile: gr.OAuthProfile | None = None) -> list[Any]:
         """Ask before anything is removed. Outputs: question, its words."""
+        self.context.access.require(name_of(profile), "delete a run")
         run = self._opened(chosen)
         words = f"Delete {run.name} with its metrics, checkpoints and adapter? This cannot be undone."
         return [gr.update(visible=True), note(words, "bad")]
@@ -90,16 +94,18 @@ class RunsEvents:
         return gr.update(visible=False)
 
     @user_errors
-    def delete(self, chosen: dict[str, Any]) -> list[Any]:
+    def delete(self, chosen: dict[str, Any], profile: gr.OAuthProfile | None = None) -> list[Any]:
         """Remove the opened run. Outputs: chosen, question."""
+        self.context.access.require(name_of(profile), "delete a run")
         run = self._opened(chosen)
         self.context.runs.delete(run.id)
         return [{"open": "", "compare": [each for each in chosen["compare"] if each != run.id]}, gr.update(visible=False)]
 
-    def export(self, chosen: dict[str, Any], merged: bool) -> Iterator[list[Any]]:
+    def export(self, chosen: dict[str, Any], merged: bool, profile: gr.OAuthProfile | None = None) -> Iterator[list[Any]]:
         """Export the opened run, telling how far it is. Outputs: what is told, the download of the adapter."""
         hidden = gr.update(visible=False)
         try:
+            self.context.access.require(name_of(profile), "export a run")
             run = self._opened(chosen)
             yield [note("Waiting for the engine"), hidden]
             for item in self.context.engine.export(Export(run.id, merged=merged)):
@@ -130,7 +136,7 @@ def _row(run: Run, chosen: dict[str, Any]) -> str:
     box = f'<input type="checkbox" data-run="{escape(run.id)}" aria-label="Overlay {escape(run.name)}"{ticked}>'
     cells = [
         ("Model", "", str(details.get("model", {}).get("name", "–"))),
-        ("Preset", "", str(details.get("finetune", {}).get("preset", "–")).replace("_", " ")),
+        ("Preset", "", label_of_choice("preset", str(details.get("finetune", {}).get("preset", "–")))),
         ("Steps", "num", f"{status.get('step') or 0:,} of {status.get('steps') or 0:,}"),
         ("Training loss", "num", _loss(run_view.last(rows, "loss"))),
         ("Held-out loss", "num", _loss(run_view.last(rows, "held_out_loss"))),

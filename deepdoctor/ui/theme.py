@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio as gr
 
 HERE = Path(__file__).parent
-STYLE_SHEETS = ("base", "page", "dataset", "train", "compare")
+STYLE_SHEETS = ("base", "page", "dataset", "train", "compare", "study")
 
 # Text colours keep a contrast of at least 4.5:1 on page, card and their own soft background.
 PALETTE: dict[str, dict[str, str]] = {
@@ -89,7 +89,7 @@ THEME: dict[str, str] = {
     "checkbox_label_background_fill": "card",
     "checkbox_label_background_fill_hover": "accent-soft",
     "checkbox_label_background_fill_selected": "accent-soft",
-    "checkbox_label_border_color": "line",
+    "checkbox_label_border_color": "edge",
     "checkbox_label_border_color_hover": "edge",
     "checkbox_label_border_color_selected": "accent",
     "checkbox_label_text_color": "ink",

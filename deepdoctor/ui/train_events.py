@@ -1,7 +1,8 @@
 """What happens on the train tab: recipes chosen, saved and loaded, runs planned, started, stopped and resumed, and the live view drawn."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from math import gcd
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,21 +13,21 @@ from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, preset
 from deepdoctor.dataset import keep_apart
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import ConfigError, DatasetError, EngineError, RunError
-from deepdoctor.plan import plan
+from deepdoctor.plan import QUICK_SECONDS, plan, roughly
 from deepdoctor.prompts import style_named
 from deepdoctor.runs import RESUMABLE, Run
 from deepdoctor.ui import run_view
-from deepdoctor.ui.components import empty_state, note, user_errors
-from deepdoctor.ui.context import Context
+from deepdoctor.ui.components import empty_state, note, told_in_place, user_errors
+from deepdoctor.ui.context import Context, name_of
 from deepdoctor.ui.form import Form, problems_of
 from deepdoctor.ui.loaded import Loaded, Recent
 
 NOTHING_SEEN: tuple[Any, ...] = ()
+ACTIVE = ("queued", "running")
 OWN = "own"
-PRESET_LABELS = {"article": "Article", "quick": "Quick", "full_epoch": "Full epoch"}
 PRESET_WORDS = {
     "article": "The source article's exact recipe: 60 steps of 8 rows, rank 16, over the whole text.",
-    "quick": "For the embedded model on a CPU: about two minutes on two free cores, evaluation and probe answers included.",
+    "quick": f"For the embedded model on a CPU: about {roughly(QUICK_SECONDS)} on two free cores, evaluation and probe answers included.",
     "full_epoch": "The article's recipe over every row once; hours on a small GPU.",
     OWN: "Loaded from a file.",
 }
@@ -42,10 +43,10 @@ class TrainEvents:
     # Recipe
 
     def use_preset(self, name: str | None) -> list[Any]:
-        """Outputs: description, problems, then the form's inputs."""
+        """Outputs: notice, description, problems, then the form's inputs."""
         if name not in PRESETS:
-            return [gr.skip()] * (2 + len(self.form.inputs))
-        return [_described(name), {}, *self.form.show(preset(name))]
+            return [gr.skip()] * (3 + len(self.form.inputs))
+        return ["", _described(name), {}, *self.form.show(preset(name))]
 
     @user_errors
     def config_text(self, name: str | None, *values: Any) -> str:
@@ -77,7 +78,7 @@ class TrainEvents:
     # Plan and start
 
     def review(self, dataset: dict[str, Any], name: str | None, before: Mapping[str, str], *values: Any) -> list[Any]:
-        """Outputs: plan, problems, then the form's inputs with what is wrong told at each."""
+        """Outputs: notice, plan, problems, then the form's inputs with what is wrong told at each."""
         problems = self._problems(values)
         if problems:
             words = note(_count(problems), "bad")
@@ -85,7 +86,8 @@ class TrainEvents:
             words = empty_state("The model is still loading", "What the run will take is shown as soon as it is there.")
         else:
             words = self._planned(self._config(name, values), model, dataset)
-        return [words, problems, *self.form.tell(problems, before)]
+        mended = bool(before) and not problems
+        return ["" if mended else gr.skip(), words, problems, *self.form.tell(problems, before)]
 
     def _planned(self, config: FinetuneConfig, model: ModelInfo, dataset: dict[str, Any]) -> str:
         try:
@@ -110,10 +112,21 @@ class TrainEvents:
         return self._reports.get(key, make)
 
     @user_errors
-    def start(self, dataset: dict[str, Any], preset_name: str | None, run_name: str, *values: Any) -> list[Any]:
-        """Make a run and hand it to the engine. Outputs: notice, then the form's inputs. Raises what keeps it from starting."""
+    def start(
+        self, profile: gr.OAuthProfile | None, dataset: dict[str, Any], preset_name: str | None, run_name: str, *values: Any
+    ) -> Iterator[list[Any]]:
+        """Make a run and hand it to the engine. Outputs: notice, name, then the form's inputs. Raises what keeps it from starting."""
+        kept = [gr.skip()] * (1 + len(self.form.inputs))
+
+        def work() -> list[Any]:
+            self.context.access.require(name_of(profile), "start a run")
+            return self._started(dataset, preset_name, run_name, values)
+
+        yield from told_in_place(work, lambda said: [said, *kept])
+
+    def _started(self, dataset: dict[str, Any], preset_name: str | None, run_name: str, values: tuple[Any, ...]) -> list[Any]:
         if problems := self._problems(values):
-            return [note(f"Not started. {_count(problems)}", "bad"), *self.form.tell(problems, {})]
+            return [note(f"Not started. {_count(problems)}", "bad"), gr.skip(), *self.form.tell(problems, {})]
         self._must_be_free()
         model = self.context.engine.state.model
         if model is None:
@@ -122,27 +135,37 @@ class TrainEvents:
         plan(config, model, self._lengths(config, model, rows)[1])
         run = self.context.runs.create(self.context.engine.model, rows, config, run_name)
         self.context.engine.finetune(run.id)
-        return [note(f"Started {run.name}.", "ok"), *[gr.skip()] * len(self.form.inputs)]
+        return [note(f"Started {run.name}.", "ok"), gr.update(value=""), *[gr.skip()] * len(self.form.inputs)]
 
     def _must_be_free(self) -> None:
         if active := self.context.runs.active():
             raise RunError(f"Run {active.name} is training already. Stop it first, or wait for it to end.")
 
     @user_errors
-    def stop(self) -> str:
+    def stop(self, profile: gr.OAuthProfile | None = None) -> Iterator[str]:
         """Ask the engine to stop and save. Output: notice."""
-        active = self.context.runs.active()
-        if active is None:
-            raise RunError("No run is training.")
-        self.context.engine.stop_training()
-        return note(f"Stopping {active.name} after this step; a checkpoint is saved.")
+
+        def work() -> str:
+            self.context.access.require(name_of(profile), "stop a run")
+            active = self.context.runs.active()
+            if active is None:
+                raise RunError("No run is training.")
+            self.context.engine.stop_training()
+            return note(f"Stopping {active.name} after this step; a checkpoint is saved.")
+
+        yield from told_in_place(work, str)
 
     @user_errors
-    def resume(self, seen: tuple[Any, ...]) -> str:
+    def resume(self, seen: tuple[Any, ...], profile: gr.OAuthProfile | None = None) -> Iterator[str]:
         """Continue the run that is shown. Output: notice."""
-        if not seen:
-            raise RunError("There is no run to resume.")
-        return resume_run(self.context, seen[0])
+
+        def work() -> str:
+            self.context.access.require(name_of(profile), "resume a run")
+            if not seen:
+                raise RunError("There is no run to resume.")
+            return resume_run(self.context, seen[0])
+
+        yield from told_in_place(work, str)
 
     # Live view
 
@@ -151,47 +174,59 @@ class TrainEvents:
         return self.context.runs.active() or next(iter(self.context.runs.list()), None)
 
     def tick(self, seen: tuple[Any, ...], smoothing: str, at: float) -> Any:
-        """`draw`, or nothing if this viewer has seen all there is. `seen` is (run id, fingerprint, number of probed steps)."""
+        """`draw`, or nothing if this viewer has seen all there is. `seen` is (run id, fingerprint, last probed step, whether active)."""
         run = self.shown_run()
         if (run is None and not seen) or (run is not None and seen and (run.id, run.fingerprint()) == tuple(seen[:2])):
             return gr.skip()
         return self.draw(seen, smoothing, at)
 
     def draw(self, seen: tuple[Any, ...], smoothing: str, at: float) -> list[Any]:
-        """Outputs: progress, stop, resume, curves, slider over probed steps, probe answers, log, seen."""
+        """Outputs: progress, stop, resume, curves, slider over probed steps, probe answers, log, notice, seen."""
         run = self.shown_run()
         if run is None:
             hidden = gr.update(visible=False)
-            return [run_view.no_run(), hidden, hidden, "", hidden, run_view.probes([], 0), "", NOTHING_SEEN]
-        now = (run.id, run.fingerprint())
+            return [run_view.no_run(), hidden, hidden, "", hidden, run_view.probes([], 0), "", gr.skip(), NOTHING_SEEN]
         rows, answers, status = run.curve(), run.probes(), run.status
-        steps = run_view.probe_steps(answers)
-        count = len(steps)
-        known = seen[2] if seen and seen[0] == run.id else 0
-        follows = not known or at >= known
-        index = count if follows else min(int(at), count)
-        words = f"Asked at steps {', '.join(map(str, steps))}" if count <= 16 else f"Asked {count} times, from step 0 to {steps[-1]}"
-        slider = gr.update(maximum=max(count, 2), value=max(index, 1), visible=count > 1, info=words) if count != known else gr.skip()
+        steps, active = run_view.probe_steps(answers), status["state"] in ACTIVE
+        last = steps[-1] if steps else 0
+        _, _, known, was_active = seen if seen and seen[0] == run.id else (None, None, None, False)
+        chosen = last if known is None or at >= known else int(at)
         return [
             run_view.progress(run, rows),
-            gr.update(visible=status["state"] in ("queued", "running")),
+            gr.update(visible=active),
             gr.update(visible=status["state"] in RESUMABLE),
             run_view.curves(rows, smoothing, int(status.get("steps") or 0)),
-            slider,
-            run_view.probes(answers, index - 1),
+            gr.skip() if last == known else _slider(steps, chosen),
+            _probes(run, answers, chosen),
             run_view.log_tail(run),
-            (*now, count),
+            "" if was_active and not active else gr.skip(),
+            (run.id, run.fingerprint(), last, active),
         ]
 
     def step_through(self, seen: tuple[Any, ...], at: float) -> str:
-        """Probe answers at the slider's place (from 1)."""
-        return run_view.probes(self.context.runs.get(seen[0]).probes(), int(at) - 1) if seen else ""
+        """Probe answers at the last probed step up to `at`."""
+        if not seen:
+            return ""
+        run = self.context.runs.get(seen[0])
+        return _probes(run, run.probes(), int(at))
 
     def model_known(self, known: str) -> Any:
         """Which model is loaded, or nothing if this viewer knows."""
         model = self.context.engine.state.model
         now = model.base_hash if model else ""
         return gr.skip() if now == known else now
+
+
+def _probes(run: Run, answers: list[dict[str, Any]], at: int) -> str:
+    return run_view.probes(answers, at) if answers or run.finetune.probe_steps else run_view.no_probes()
+
+
+def _slider(steps: list[int], at: int) -> Any:
+    """The slider over probed steps, its places as far apart as they are, so that it stands at steps and not at their numbers."""
+    if len(steps) < 2:
+        return gr.update(visible=False)
+    words = f"Asked at steps {', '.join(map(str, steps))}" if len(steps) <= 16 else f"Asked {len(steps)} times, up to step {steps[-1]}"
+    return gr.update(minimum=steps[0], maximum=steps[-1], step=gcd(*steps), value=at, visible=True, info=words)
 
 
 def resume_run(context: Context, run_id: str) -> str:

@@ -6,18 +6,16 @@ from typing import Any
 import gradio as gr
 
 from deepdoctor.config import EMBEDDED_MODEL, PRESETS
-from deepdoctor.prompts import STYLES
-from deepdoctor.tokens import SUPERVISION
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import Form, build_form
+from deepdoctor.ui.labels import LABELS, label_of_choice
 from deepdoctor.ui.loaded import Loaded
 from deepdoctor.ui.plots import SMOOTHING
-from deepdoctor.ui.train_events import NOTHING_SEEN, PRESET_LABELS, PRESET_WORDS, TrainEvents
+from deepdoctor.ui.train_events import NOTHING_SEEN, PRESET_WORDS, TrainEvents
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LATEST: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
 LIVE: dict[str, Any] = {**QUIET, "concurrency_limit": None}
-LABELS = {"prompt_style": {name: style.label for name, style in STYLES.items()}, "supervision": SUPERVISION}
 DOWNLOAD = """(text) => {
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([text], {type: 'application/json'}));
@@ -75,7 +73,7 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> None:
         _heading(
             "Watch it learn", "The same question, answered as training goes on: before it on the left, at the chosen step on the right."
         )
-        probe = gr.Slider(1, 2, value=1, step=1, label="Answer shown on the right", visible=False, elem_id="dd-probe-at", buttons=[])
+        probe = gr.Slider(0, 2, value=0, step=1, label="Answer on the right is from step", visible=False, elem_id="dd-probe-at", buttons=[])
         probes = _html("")
     live = _Live(progress, stop, resume, smoothing, curves, probe, probes, log)
     events = TrainEvents(context, Loaded(), recipe.form)
@@ -92,7 +90,7 @@ def _heading(title: str, text: str = "") -> None:
 def _recipe(initial: str) -> _Recipe:
     with gr.Column(elem_classes="dd-card dd-recipe"):
         _heading("Recipe")
-        choices = [(PRESET_LABELS[name], name) for name in PRESETS]
+        choices = [(label_of_choice("preset", name), name) for name in PRESETS]
         chosen = gr.Radio(choices, value=initial, label="Preset", show_label=False, container=False, elem_classes="dd-presets")
         described = _html(f'<p class="dd-muted">{PRESET_WORDS[initial]}</p>')
         form = build_form(PRESETS[initial], without=("preset",), labels=LABELS)
@@ -132,7 +130,7 @@ def _live() -> tuple[gr.HTML, gr.Button, gr.Button, gr.Radio, gr.HTML, gr.HTML]:
 
 def _wire_recipe(events: TrainEvents, recipe: _Recipe, launch: _Launch, problems: gr.State) -> None:
     inputs = recipe.form.inputs
-    recipe.preset.input(events.use_preset, [recipe.preset], [recipe.described, problems, *inputs], **QUIET)
+    recipe.preset.input(events.use_preset, [recipe.preset], [launch.notice, recipe.described, problems, *inputs], **QUIET)
     saved = recipe.save.click(events.config_text, [recipe.preset, *inputs], [recipe.text], **QUIET)
     saved.success(None, [recipe.text], None, js=DOWNLOAD, **QUIET)
     outputs = [launch.notice, recipe.preset, recipe.described, problems, *inputs]
@@ -144,16 +142,17 @@ def _wire_launch(events: TrainEvents, recipe: _Recipe, launch: _Launch, dataset:
     known = gr.State("")
     gr.Timer(2).tick(events.model_known, [known], [known], **LIVE)
     changes = [dataset.change, known.change, *(made.change for made in inputs)]
-    gr.on(changes, events.review, [dataset, recipe.preset, problems, *inputs], [launch.plan, problems, *inputs], **LATEST)
-    _page().load(events.review, [dataset, recipe.preset, problems, *inputs], [launch.plan, problems, *inputs], **QUIET)
+    reviewed = [launch.notice, launch.plan, problems, *inputs]
+    gr.on(changes, events.review, [dataset, recipe.preset, problems, *inputs], reviewed, **LATEST)
+    _page().load(events.review, [dataset, recipe.preset, problems, *inputs], reviewed, **QUIET)
     given = [dataset, recipe.preset, launch.name, *inputs]
     # one start at a time, so that two visitors cannot both find the engine free
-    launch.start.click(events.start, given, [launch.notice, *inputs], concurrency_limit=1, concurrency_id="start", **QUIET)
+    launch.start.click(events.start, given, [launch.notice, launch.name, *inputs], concurrency_limit=1, concurrency_id="start", **QUIET)
 
 
 def _wire_live(events: TrainEvents, launch: _Launch, live: _Live, tab: gr.Tab) -> None:
     seen = gr.State(NOTHING_SEEN)
-    outputs = [live.progress, live.stop, live.resume, live.curves, live.probe, live.probes, live.log, seen]
+    outputs = [live.progress, live.stop, live.resume, live.curves, live.probe, live.probes, live.log, launch.notice, seen]
     given = [seen, live.smoothing, live.probe]
     gr.on([gr.Timer(2).tick, tab.select], events.tick, given, outputs, **LIVE)
     live.smoothing.change(events.draw, given, outputs, **LIVE)

@@ -46,11 +46,32 @@ function showSide(side, values) {
   if (open && values.phase === "thinking" && follows[side]) reasoning.scrollTop = reasoning.scrollHeight;
 }
 
+// A comparison that was opened stands far from the list it was chosen in; one that an address names, on a tab not yet shown.
+// What stands around it is drawn a moment later, so it is kept in sight until then, or until the reader does something.
+const SETTLED_AFTER = 2000;
+
+function bringIntoSight() {
+  const question = element.querySelector("[data-part=asked]");
+  let shown = false;
+  const layout = new ResizeObserver(() => {
+    if (!question.getClientRects().length) return;
+    if (!shown) setTimeout(() => layout.disconnect(), SETTLED_AFTER);
+    shown = true;
+    question.scrollIntoView({ block: "start" });
+  });
+  layout.observe(question);
+  layout.observe(document.body);
+  for (const act of ["wheel", "touchstart", "pointerdown", "keydown"]) {
+    addEventListener(act, () => layout.disconnect(), { once: true, passive: true });
+  }
+}
+
 function show() {
   const value = props.value;
   if (!value || !value.base) return;
-  const asked = value.key !== shownKey && value.base.phase === "waiting";
-  if (value.key !== shownKey) {
+  const isNew = value.key !== shownKey;
+  const asked = isNew && value.base.phase === "waiting";
+  if (isNew) {
     shownKey = value.key;
     for (const side of SIDES) {
       choices[side] = null;
@@ -63,6 +84,7 @@ function show() {
   for (const side of SIDES) showSide(side, value[side]);
   // Once, when a question was asked: the buttons go to the top, so that Stop and both panels are in sight.
   if (asked) document.getElementById("dd-ask-buttons")?.scrollIntoView({ block: "start" });
+  else if (isNew && value.key) bringIntoSight();
 }
 
 for (const side of SIDES) {

@@ -7,12 +7,20 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
 
+from deepdoctor.judgments import Judgments
+from deepdoctor.overlap import Seen
 from deepdoctor.runs import Run, State
+from deepdoctor.study import Study
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.page import build_app, launch_options
 from tests.conftest import free_port
+from tests.prepared import prepared, verdict
 from tests.ui.fakes import FakeEngine, fake_comparison, fake_context, fake_run, in_event_loop
 
+# everything that Tab reaches but that nobody can see
+INVISIBLE = """() => [...document.querySelectorAll('button, a[href], input, select, textarea, [tabindex]')]
+  .filter((one) => one.tabIndex >= 0 && one.checkVisibility({visibilityProperty: true})
+    && !one.checkVisibility({opacityProperty: true})).map((one) => one.outerHTML.slice(0, 160))"""
 PROBED = (0, 20, 40, 60)
 
 
@@ -32,7 +40,7 @@ class Shown:
 
 @contextmanager
 def whole_page(data_dir: Path) -> Iterator[Shown]:
-    """Serve all four tabs over a FakeEngine with its data in `data_dir`."""
+    """Serve all five tabs over a FakeEngine with its data in `data_dir`."""
     context = fake_context(data_dir, pace=0.05)
 
     def launched() -> tuple[str, object]:
@@ -63,8 +71,19 @@ def with_content(data_dir: Path) -> None:
     probed_run(data_dir, "article settings")
     run = probed_run(data_dir, "quick run")
     context = fake_context(data_dir)
-    seen = {"grade": "near-seen", "similarity": 0.7, "row": 3, "question": "A woman who leaks when she coughs"}
+    seen = vars(Seen("near-seen", "A woman who leaks when she coughs", 3, 0.7))
     context.comparisons.save(fake_comparison(run=run.id, seen=seen))
+    judged_study(data_dir)
+
+
+def judged_study(data_dir: Path) -> Study:
+    """An open study with two raters who contradict each other."""
+    study, judgments = prepared(data_dir, 3, name="judged study", native_arm=True), Judgments(data_dir)
+    for name, preference in (("Ada", "A"), ("Ben", "B")):
+        rater = study.join(name, "Urology", 4)
+        for trial in rater.trials:
+            judgments.add(verdict(study, rater.token, trial.id, preference=preference, comment="A remark."))
+    return study
 
 
 def open_tab(page: Page, name: str) -> Locator:
@@ -73,3 +92,9 @@ def open_tab(page: Page, name: str) -> Locator:
     panel = page.locator("[role=tabpanel]:visible")
     expect(panel).to_be_visible()
     return panel
+
+
+def invisible_stops(page: Page) -> list[str]:
+    """Markup of what Tab reaches but nobody can see."""
+    found: list[str] = page.evaluate(INVISIBLE)
+    return found

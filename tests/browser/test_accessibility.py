@@ -8,7 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.pages import Shown, open_tab, whole_page, with_content
+from tests.browser.pages import Shown, invisible_stops, open_tab, whole_page, with_content
 from tests.ui.fakes import fake_comparison
 
 pytestmark = pytest.mark.browser
@@ -99,7 +99,20 @@ def runs(page: Page, _shown: Shown) -> None:
     expect(panel.get_by_role("button", name="Delete for good")).to_be_visible()
 
 
-OPENED = (dataset, dataset_from_file, dataset_from_hub, train, compare, runs)
+def studies(page: Page, _shown: Shown) -> None:
+    panel = open_tab(page, "Studies")
+    panel.get_by_role("button", name="judged study").click()
+    expect(panel.locator("#dd-results .first")).to_be_visible(timeout=60_000)
+    for fold in ("Tables", "Question by question", "Protocol", "Sampling"):
+        panel.get_by_role("button", name=re.compile(f"^{fold}")).locator("visible=true").click()
+    expect(panel.locator(".pair").last).to_be_visible()
+    panel.get_by_role("button", name="Export", exact=True).click()
+    expect(panel.locator("#dd-exports a").last).to_be_visible(timeout=30_000)
+    panel.get_by_role("button", name="Delete", exact=True).click()
+    expect(panel.get_by_role("button", name="Delete for good")).to_be_visible()
+
+
+OPENED = (dataset, dataset_from_file, dataset_from_hub, train, compare, runs, studies)
 
 
 def fits(page: Page, where: str) -> None:
@@ -123,7 +136,7 @@ def test_every_tab_with_content_and_folds_opened(page: Page, shown: Shown, look:
 
 def test_every_tab_before_the_first_run(page: Page, empty: Shown, look: str) -> None:
     page.goto(f"{empty.url}?__theme={look}")
-    for name in ("Train", "Compare", "Runs"):
+    for name in ("Train", "Compare", "Runs", "Studies"):
         expect(open_tab(page, name).locator(".dd-empty").first).to_be_visible(timeout=20_000)
         assert serious(page) == [], name
 
@@ -131,9 +144,16 @@ def test_every_tab_before_the_first_run(page: Page, empty: Shown, look: str) -> 
 def test_a_message_of_what_went_wrong(page: Page, shown: Shown, look: str) -> None:
     page.goto(f"{shown.url}?__theme={look}")
     panel = open_tab(page, "Compare")
+    before = invisible_stops(page)
     panel.locator("#dd-compare").click()
     expect(page.locator(".toast-body")).to_contain_text("write a question", timeout=20_000)
     page.wait_for_timeout(500)
+    assert serious(page) == []
+    assert invisible_stops(page) == before
+    panel = open_tab(page, "Train")
+    panel.get_by_label("LoRA rank", exact=True).fill("")
+    panel.get_by_role("button", name="Start training").click()
+    expect(page.locator("#dd-train-notice")).to_contain_text("Not started", timeout=20_000)
     assert serious(page) == []
 
 

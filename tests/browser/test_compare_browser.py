@@ -12,8 +12,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+from deepdoctor.overlap import Seen
 from deepdoctor.ui import compare_tab, theme
 from deepdoctor.ui.context import Context
+from tests.browser.pages import open_tab, whole_page
 from tests.browser.payloads import OUTSIDE, PAYLOADS, RAN
 from tests.conftest import free_port
 from tests.ui.fakes import QUESTION, fake_comparison, fake_context, fake_run, growing, in_event_loop, transcript
@@ -116,7 +118,7 @@ def test_nothing_in_question_rows_reasoning_or_answer_ever_runs_or_draws(page: P
     run = trained.context.runs.list()[0]
     run.rename(f"<img src=x onerror={RAN}> ${{{RAN}}}")
     text = f"{ALL}</think>\n{ALL}"
-    nearest = {"grade": "near-seen", "similarity": 0.7, "row": 4, "question": ALL}
+    nearest = vars(Seen("near-seen", ALL, 4, 0.7))
     final = fake_comparison(base=text, tuned=text, question=ALL, run=run.id, seen=nearest, reference=ALL)
     final = trained.context.comparisons.save(final)
     trained.feed(ALL, *growing(final, 12)[:-1], final)
@@ -303,7 +305,7 @@ def test_panels_are_equal_on_a_laptop_and_stacked_on_a_phone_without_sideways_sc
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_nothing_serious_stands_in_the_way_of_access(page: Page, trained: Served, mode: str) -> None:
-    trained.feed(fake_comparison(seen={"grade": "near-seen", "similarity": 0.7, "row": 3, "question": "A woman"}))
+    trained.feed(fake_comparison(seen=vars(Seen("near-seen", "A woman", 3, 0.7))))
     page.goto(f"{trained.url}?__theme={mode}")
     expect(page.locator("#dd-ask")).to_be_visible(timeout=20_000)
     ask(page)
@@ -332,3 +334,36 @@ def test_asking_brings_stop_and_both_panels_into_sight_once(page: Page, trained:
     page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(500)
     assert page.evaluate("scrollY") == 0
+
+
+def in_sight(page: Page) -> None:
+    """The question of the shown comparison stands at the top of the window, below the banner."""
+    expect(page.locator("[data-part=asked]")).to_be_in_viewport(ratio=1)
+    page.wait_for_function("document.querySelector('#dd-comparison').getBoundingClientRect().top < 120")
+
+
+@pytest.mark.parametrize("width", [390, 1366])
+def test_an_earlier_comparison_is_brought_into_sight_by_click_and_by_link(browser: Browser, tmp_path: Path, width: int) -> None:
+    with whole_page(tmp_path / "data") as shown:
+        run = fake_run(shown.context.settings.data_dir)
+        for number in range(8):
+            made = fake_comparison(run=run.id, question=f"Question {number}?")
+            linked = shown.context.comparisons.save(made)
+        page = browser.new_context(viewport={"width": width, "height": 844}).new_page()
+        page.goto(shown.url)
+        open_tab(page, "Compare")
+        for place in (-1, 3):
+            page.locator("#dd-history a").nth(place).click()
+            expect(page.locator("[data-part=question]")).to_have_text(
+                page.locator("#dd-history .dd-history-question").nth(place).inner_text()
+            )
+            in_sight(page)
+        page.goto(f"{shown.url}?comparison={linked.id}")
+        expect(page.locator("[data-part=question]")).to_have_text("Question 7?", timeout=20_000)
+        in_sight(page)
+        page.evaluate("scrollTo(0, 0)")
+        open_tab(page, "Train")
+        open_tab(page, "Compare")
+        page.wait_for_timeout(500)
+        assert page.evaluate("scrollY") == 0, "coming back to the tab is no reason to scroll"
+        page.context.close()

@@ -124,3 +124,25 @@ def test_a_run_is_opened_ticked_and_renamed(page: Page, shown: Shown) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("#dd-runs").get_by_role("button", name="renamed")).to_be_visible(timeout=20_000)
     expect(page.get_by_label("Overlay renamed")).to_be_checked()
+
+
+def test_a_study_is_made_and_its_results_are_opened(page: Page, shown: Shown) -> None:
+    go(page, shown, "Studies")
+    opener = page.get_by_role("button", name="judged study")
+    expect(opener).to_be_visible(timeout=20_000)
+    reach(page, opener)
+    page.keyboard.press("Enter")
+    expect(page.locator("#dd-results .first")).to_be_visible(timeout=60_000)
+    fold = page.get_by_role("button", name="Question by question")
+    reach(page, fold)
+    page.keyboard.press("Enter")
+    expect(page.locator(".pair").first).to_be_visible()
+    most = page.get_by_label("At most (0: all)")
+    reach(page, most)
+    page.keyboard.press("Control+a")
+    page.keyboard.type("5")
+    make = page.get_by_role("button", name="Make and prepare")
+    reach(page, make)
+    page.keyboard.press("Enter")
+    expect(page.locator("#dd-standing")).to_contain_text("0 of 5 questions answered", timeout=20_000)
+    assert len(shown.engine.prepared) == 1

@@ -115,7 +115,9 @@ def refused(browser: Browser, app: App) -> None:
     tab(other, "Train")
     expect(progress(other).get_by_role("heading")).to_have_text("first quick", timeout=20_000)
     other.get_by_role("button", name="Start training").click()
-    expect(other.get_by_text("Run first quick is training already. Stop it first, or wait for it to end.")).to_be_visible()
+    refusal = "Run first quick is training already. Stop it first, or wait for it to end."
+    for told in ("#dd-train-notice", ".toast-body"):
+        expect(other.locator(told)).to_contain_text(refusal)
     assert [run.name for run in Runs(app.data_dir).list()] == ["first quick"]
     other.context.close()
 

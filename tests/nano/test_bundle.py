@@ -6,6 +6,7 @@ from collections import Counter
 from deepdoctor.nano.bundle import HELD_OUT_FILE, TEACHING_FILE, write_bundle
 from deepdoctor.nano.cases import SHOWCASE_QUESTION, held_out_combinations
 from deepdoctor.nano.knowledge import ASKED, load_conditions
+from deepdoctor.overlap import Overlap
 
 CONDITIONS = {condition.name: condition for condition in load_conditions()}
 TEACHING = json.loads(TEACHING_FILE.read_text(encoding="utf-8"))
@@ -52,3 +53,8 @@ def test_held_out_combinations_are_in_no_teaching_row():
     held_out = {each for condition in CONDITIONS.values() for each in held_out_combinations(condition)}
     assert all(combination_in(row["Question"]) in held_out for row in HELD_OUT)
     assert not [row["Question"] for row in TEACHING[1:] if combination_in(row["Question"]) in held_out]
+
+
+def test_every_teaching_row_can_be_trained_on():
+    held_out = Overlap([row["Question"] for row in HELD_OUT])
+    assert [place for place, row in enumerate(TEACHING, start=1) if held_out.grade(row["Question"]).grade != "unseen"] == []

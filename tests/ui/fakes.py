@@ -16,7 +16,10 @@ from deepdoctor.engine.client import EngineClient
 from deepdoctor.engine.protocol import Compare, EngineState, Export, ModelInfo
 from deepdoctor.errors import DeepDoctorError, EngineError
 from deepdoctor.files import write_json
+from deepdoctor.judgments import Judgments
+from deepdoctor.overlap import Seen
 from deepdoctor.runs import Run, Runs, State
+from deepdoctor.study import Studies
 from deepdoctor.ui.context import Context
 
 T = TypeVar("T")
@@ -41,7 +44,7 @@ NANO = ModelInfo(
     memory_bytes=8 * 2**30,
 )
 READY = EngineState("ready", "Ready", model=NANO)
-PROOF = Proof(2.1e-6, 3.4e-6, 4.7, 1e-3, "b1" * 32, "b1" * 32, "ad" * 32, "c0" * 32)
+PROOF = Proof(2.1e-6, 3.4e-6, 4.7, 0.8, 0.8, 1e-3, "b1" * 32, "b1" * 32, "ad" * 32, "c0" * 32)
 QUESTION = "A 61-year-old woman loses urine when she coughs or sneezes, but not at night. What would cystometry most likely show?"
 BASE_TEXT = (
     "Okay, so the patient is 61 and leaks urine on coughing. Hmm, let me think about what that means.\n\n"
@@ -62,7 +65,8 @@ class FakeEngine(EngineClient):
     """An engine client without an engine: it says what it was fed, in order, and remembers what it was asked.
 
     `feed` queues the answer to one comparison, `feed_export` to one export; an error among the items is raised. `asked`, `trained`,
-    `exported`, `loaded` and `stopped` list the requests. `state` can be set. `pace` is the pause in seconds before each item.
+    `exported`, `loaded`, `stopped` and `prepared` list the requests; `refusal`, if set, is raised by `prepare`. `state` can be set.
+    `pace` is the pause in seconds before each item.
     """
 
     def __init__(self, data_dir: Path, state: EngineState = READY, pace: float = 0.0) -> None:
@@ -75,6 +79,9 @@ class FakeEngine(EngineClient):
         self.loaded: list[ModelConfig] = []
         self.stopped: list[int] = []
         self.training_stops = 0
+        self.prepared: list[str] = []
+        self.preparing_stops = 0
+        self.refusal: EngineError | None = None
         self._scripts: deque[list[Comparison | str | DeepDoctorError]] = deque()
         self._exports: deque[list[str | Path | DeepDoctorError]] = deque()
         self._following: dict[int, list[Comparison | str | DeepDoctorError]] = {}
@@ -145,6 +152,17 @@ class FakeEngine(EngineClient):
         """Count it."""
         self.training_stops += 1
 
+    def prepare(self, study: str) -> None:
+        """Remember the study, which waits from now on. Raises the `refusal` that was set."""
+        if self.refusal:
+            raise self.refusal
+        self.prepared.append(study)
+        self.studies.get(study).set_status(state="preparing", message="Waiting for the engine")
+
+    def stop_preparing(self) -> None:
+        """Count it."""
+        self.preparing_stops += 1
+
     def export(self, request: Export) -> Iterator[str | Path]:
         """The fed progress lines and folder, `pace` apart."""
         self.exported.append(request)
@@ -171,7 +189,9 @@ def in_event_loop(make: Callable[[], T]) -> T:
 def fake_context(data_dir: Path, state: EngineState = READY, pace: float = 0.0) -> Context:
     """A page's context around a FakeEngine, with runs and comparisons under `data_dir`."""
     settings = Settings(data_dir=data_dir)
-    return Context(settings, FakeEngine(data_dir, state, pace), Runs(data_dir), Comparisons(data_dir))
+    return Context(
+        settings, FakeEngine(data_dir, state, pace), Runs(data_dir), Comparisons(data_dir), Studies(data_dir), Judgments(data_dir)
+    )
 
 
 def fake_run(
@@ -218,7 +238,7 @@ def fake_comparison(base: str = BASE_TEXT, tuned: str = TUNED_TEXT, **changes: o
         model="nano",
         run="20260101-000000-abcd",
         proof=PROOF,
-        seen={"grade": "unseen", "similarity": 0.31, "row": 17, "question": "A 58-year-old woman …"},
+        seen=vars(Seen("unseen", "A 58-year-old woman …", 17, 0.31)),
         reference="Normal residual volume, and no involuntary detrusor contractions.",
         versions={"deepdoctor": "0.1.0"},
     )

@@ -14,12 +14,11 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from deepdoctor.checks import check
-from deepdoctor.config import DatasetConfig
-from deepdoctor.dataset import Example
+from deepdoctor.config import DatasetConfig, FinetuneConfig
+from deepdoctor.dataset import Example, keep_apart
 from deepdoctor.errors import DatasetError
 from deepdoctor.prompts import ARTICLE, MARKERS
 from deepdoctor.tokens import encode_example
-from deepdoctor.ui.context import Context
 from deepdoctor.ui.dataset_events import ROWS_A_PAGE, DatasetEvents, matching
 from deepdoctor.ui.loaded import Loaded, Recent, keep_upload
 from deepdoctor.ui.rows_view import lengths_picture, rows_table
@@ -31,6 +30,12 @@ SKIP = gr.skip()
 ROWS = [
     {"Question": f"Question {n} about the {'heart' if n % 2 else 'lung'}?", "Complex_CoT": f"Think {n}.", "Response": f"Answer {n}."}
     for n in range(30)
+]
+# of the rows that training does not keep apart, some lack their reasoning
+_TRAINING, _ = keep_apart([Example(str(n), "", "") for n in range(36)], "file", FinetuneConfig().held_out_rows, FinetuneConfig().seed)
+LEFT_OUT = [int(each.question) for each in _TRAINING[:3]]
+MIXED = [
+    {"Question": f"Why {n * 7919}?", "Complex_CoT": "" if n in LEFT_OUT else f"Think {n}.", "Response": f"Answer {n}."} for n in range(36)
 ]
 
 
@@ -71,7 +76,7 @@ def file_config(path: Path) -> dict[str, Any]:
 
 
 def test_a_file_is_read_and_becomes_the_dataset(events: DatasetEvents, tmp_path: Path) -> None:
-    *_, last = events.load(*given("file", path=str(write(tmp_path / "rows.json", ROWS))))
+    *_, last = events.load(None, *given("file", path=str(write(tmp_path / "rows.json", ROWS))))
     dataset, draft, message, *columns = last
     assert DatasetConfig.of(dataset).source == "file"
     assert draft == dataset
@@ -80,12 +85,21 @@ def test_a_file_is_read_and_becomes_the_dataset(events: DatasetEvents, tmp_path:
 
 
 def test_an_upload_is_kept_under_its_contents_and_named_as_the_user_named_it(events: DatasetEvents, tmp_path: Path) -> None:
-    *_, last = events.load(*given("file", upload=str(write(tmp_path / "my rows (1).json", ROWS))))
+    *_, last = events.load(None, *given("file", upload=str(write(tmp_path / "my rows (1).json", ROWS))))
     kept = Path(last[0]["path"])
     assert kept.parent == (tmp_path / "data" / "uploads").resolve()
     assert re.fullmatch(r"[0-9a-f]{12}-my-rows-1\.json", kept.name)
     described, *_ = events.show_source(last[0])
-    assert "My rows (1).json" in unescape(described)
+    assert "<strong>my rows (1).json</strong>" in unescape(described)
+
+
+def test_the_bundled_cases_begin_a_sentence_and_all_of_them_are_not_called_the_first(events: DatasetEvents) -> None:
+    assert "<strong>The bundled teaching cases</strong>" in events.show_source(DatasetConfig().model_dump())[0]
+
+
+@pytest.mark.parametrize("number", [0, -5, 10.5])
+def test_a_number_of_rows_that_cannot_be_names_its_field(events: DatasetEvents, number: float) -> None:
+    assert "First rows: " in _states_of(events, given(first_rows=number))[-1][2]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +119,7 @@ def _states_of(events: DatasetEvents, values: list[Any]) -> list[tuple[Any, ...]
     states: list[tuple[Any, ...]] = []
 
     def collect() -> None:
-        for state in events.load(*values):
+        for state in events.load(None, *values):
             states.append(state)
 
     with pytest.raises(gr.Error):
@@ -128,17 +142,14 @@ def test_columns_that_cannot_be_guessed_can_be_chosen(events: DatasetEvents, tmp
 
 def test_server_files_can_be_named_only_from_the_same_machine(tmp_path: Path) -> None:
     context = fake_context(tmp_path)
-    outside = Context(context.settings.changed(host="0.0.0.0"), context.engine, context.runs, context.comparisons)
+    outside = replace(context, settings=context.settings.changed(host="0.0.0.0"))
     path = str(write(tmp_path / "rows.json", ROWS))
     assert "cannot be named" in _states_of(DatasetEvents(outside, Loaded()), given("file", path=path))[-1][2]
     assert DatasetEvents(context, Loaded()).local
 
 
-def test_a_hub_dataset_needs_a_name_and_another_one_has_other_pins(events: DatasetEvents) -> None:
+def test_a_hub_dataset_needs_a_name(events: DatasetEvents) -> None:
     assert "owner/name" in _states_of(events, given("hub"))[-1][2]
-    usual = DatasetConfig()
-    assert events.forget_pin("someone/else") == ("", "")
-    assert events.forget_pin(usual.name) == (usual.config, usual.revision)
 
 
 def test_pages_turn_and_stop_at_both_ends(events: DatasetEvents, tmp_path: Path) -> None:
@@ -219,16 +230,32 @@ def test_a_very_long_row_is_cut_with_a_word_about_it(tokenizer_file: str) -> Non
 
 
 def test_checks_wait_for_the_tokenizer_then_count(events: DatasetEvents, tmp_path: Path, tokenizer_file: str) -> None:
-    dataset = file_config(write(tmp_path / "rows.json", [*ROWS, ROWS[0], {"Question": "Q", "Complex_CoT": "", "Response": "c"}]))
+    dataset = file_config(write(tmp_path / "rows.json", MIXED))
     [(waiting, _)] = events.show_checks(dataset, ("", ""), "article", 2048)
     assert "still loading" in waiting
     *_, (counts, picture) = events.show_checks(dataset, (tokenizer_file, EOS), "article", 2048)
-    assert "<dt>to train on</dt><dd>30</dd>" in counts
-    assert "<dt>left out</dt><dd>2</dd>" in counts
-    assert "Row 31." in counts
+    for label, count in (("rows", 36), ("to train on", 9), ("left out", 3), ("kept apart", 24)):
+        assert f"<dt>{label}</dt><dd>{count}</dd>" in counts
+    assert f"Rows {', '.join(str(row + 1) for row in LEFT_OUT)}." in counts
     assert picture.count("<svg") == 4
     [(said, _)] = events.show_checks(dataset, (tokenizer_file, EOS), "article", None)
     assert "number of tokens" in said
+
+
+def test_what_becomes_of_the_opened_row_is_said_once_it_is_known(events: DatasetEvents, tmp_path: Path, tokenizer_file: str) -> None:
+    dataset, counted = file_config(write(tmp_path / "rows.json", MIXED)), ((tokenizer_file, EOS), "article", 2048)
+    assert events.show_fate(dataset, 0, *counted) == ""
+    list(events.show_checks(dataset, *counted))
+    fates = [events.show_fate(dataset, index, *counted) for index in range(len(MIXED))]
+    assert [index for index, fate in enumerate(fates) if "leaves this row out: reasoning empty" in fate] == LEFT_OUT
+    assert sum("keeps this row apart" in fate for fate in fates) == 24
+    assert fates.count("") == 9
+
+
+def test_too_few_rows_to_keep_any_apart_is_said_in_place(events: DatasetEvents, tmp_path: Path, tokenizer_file: str) -> None:
+    dataset = file_config(write(tmp_path / "rows.json", ROWS[:7]))
+    *_, (counts, _) = events.show_checks(dataset, (tokenizer_file, EOS), "article", 2048)
+    assert "leave none to train on" in counts
 
 
 @pytest.mark.parametrize("rows", [1, 2, 30])

@@ -1,10 +1,13 @@
 """What stands below a comparison: numbers, badge, proof."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
-from deepdoctor.ui.findings import changes_table, proof_card, seen_card
+from deepdoctor.comparison import Comparisons
+from deepdoctor.overlap import Grade, Overlap, Seen
+from deepdoctor.ui.findings import changes_table, findings, proof_card, seen_card
 from tests.ui.fakes import PROOF, fake_comparison
 
 
@@ -16,13 +19,43 @@ def test_changes_are_told_with_sign_and_share():
     assert same.count("same") == 6
 
 
-@pytest.mark.parametrize("grade", ["seen", "near-seen", "unseen"])
+@pytest.mark.parametrize(
+    ("base", "tuned", "says"),
+    [
+        ("stopped", "stopped", "Both texts are unfinished"),
+        ("stop", "length", "The tuned text is unfinished"),
+        ("stopped", "stop", "The base text is unfinished"),
+    ],
+)
+def test_changes_between_unfinished_texts_say_so(base, tuned, says):
+    made = fake_comparison()
+    cut = replace(made, base=replace(made.base, finish_reason=base), tuned=replace(made.tuned, finish_reason=tuned))
+    assert says in changes_table(cut)
+    assert "unfinished" not in changes_table(made)
+
+
+@pytest.mark.parametrize("grade", get_args(Grade))
 def test_the_badge_tells_the_grade_and_the_nearest_training_question(grade):
-    card = seen_card({"grade": grade, "similarity": 0.8, "row": 3, "question": "A <i>woman</i>"})
+    card = seen_card(vars(Seen(grade, "A <i>woman</i>", 3, 0.8)))
     assert f'class="dd-badge {grade}"' in card
     assert "row 3, similarity 80%" in card
     assert "A &lt;i&gt;woman&lt;/i&gt;" in card
     assert seen_card({}) == ""
+
+
+def test_what_is_graded_and_saved_is_shown_again(tmp_path):
+    comparisons = Comparisons(tmp_path)
+    graded = vars(Overlap(["Which sign shows first?", "Why does she leak when she coughs?"]).grade("Why does she leak when she runs?"))
+    saved = comparisons.save(fake_comparison(seen=graded))
+    card = findings(comparisons.get(saved.id))
+    assert f"row 2, similarity {graded['similarity']:.0%}" in card
+    assert "<blockquote>Why does she leak when she coughs?</blockquote>" in card
+
+
+def test_a_question_that_nothing_resembles_has_no_nearest():
+    card = seen_card(vars(Overlap([]).grade("Why?")))
+    assert "Unseen" in card
+    assert "Nearest" not in card
 
 
 def test_the_proof_card_shows_numbers_and_whole_hashes():

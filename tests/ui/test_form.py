@@ -95,7 +95,7 @@ def test_a_problem_replaces_the_description_and_goes_again() -> None:
     index = [setting.name for setting in form.settings].index("batch_size")
     problem = {"batch_size": "Batch size: too <large>"}
     wrong = form.tell(problem, {})[index]
-    assert "too ‹large›" in wrong["info"]
+    assert "Too ‹large›" in wrong["info"]
     assert "dd-wrong" in wrong["elem_classes"]
     assert "value" not in wrong
     mended = form.tell({}, problem)[index]

@@ -29,7 +29,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 def test_the_page_has_its_tabs_in_order_and_the_banner(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     tabs = [(each["props"]["label"], each["props"]["id"]) for each in config["components"] if each["type"] == "tabitem"]
-    assert tabs == [("Dataset", "dataset"), ("Train", "train"), ("Compare", "compare"), ("Runs", "runs")]
+    assert tabs == [("Dataset", "dataset"), ("Train", "train"), ("Compare", "compare"), ("Runs", "runs"), ("Studies", "studies")]
     html = " ".join(str(each["props"].get("value", "")) for each in config["components"] if each["type"] == "html")
     assert "Not a medical device" in html
     assert "patient-identifiable" in html

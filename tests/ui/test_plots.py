@@ -70,6 +70,36 @@ def test_labels_are_short(value: float, shown: str) -> None:
     assert label_of(value) == shown
 
 
+def axis(drawn: str, which: str) -> list[str]:
+    """The labels of one axis."""
+    found = re.search(rf'<div class="dd-plot-{which}"[^>]*>(.*?)</div>', drawn)
+    assert found
+    return re.findall(r">([^<]+)</span>", found[1])
+
+
+@pytest.mark.parametrize(
+    "points", [[(0, 1.0905), (5, 1.0932)], [(0, 10_400), (5, 10_900)], [(0, 0.99999), (5, 1.00002)], [(0, 101), (9, 102.5)]]
+)
+@pytest.mark.parametrize("small", [True, False])
+def test_no_two_labels_of_an_axis_are_the_same(points: list[tuple[float, float]], small: bool) -> None:
+    drawn = line_plot([Series("Loss", points)], "Loss", small=small)
+    for which in "xy":
+        labels = axis(drawn, which)
+        assert len(labels) == len(set(labels))
+
+
+@pytest.mark.parametrize("value", [0.0, 4e-3])
+def test_one_value_that_cannot_be_negative_has_no_axis_below_zero(value: float) -> None:
+    assert not [label for label in axis(line_plot([Series("Rate", [(1, value)])], "Rate"), "y") if label.startswith("-")]
+
+
+@pytest.mark.parametrize("last", [1, 3, 5, 7, 10, 30, 60])
+def test_steps_are_whole(last: int) -> None:
+    for small in (True, False):
+        labels = axis(line_plot([Series("Loss", [(0, 1.0), (last, 0.5)])], "Loss", small=small), "x")
+        assert all(label.isdecimal() for label in labels), labels
+
+
 def test_a_plot_has_lines_axes_legend_and_words() -> None:
     drawn = line_plot([FALLING, Series("Held out", [(0, 2.2), (20, 1.6)], 1)], "Loss", last_x=60)
     assert 'role="img"' in drawn

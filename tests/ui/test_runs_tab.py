@@ -6,9 +6,11 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from deepdoctor.config import PRESETS, DatasetConfig
+from deepdoctor.config import PRESETS, DatasetConfig, ModelConfig
 from deepdoctor.errors import RunError
+from deepdoctor.prompts import ARTICLE
 from deepdoctor.runs import Run
+from deepdoctor.tokens import SUPERVISION
 from deepdoctor.ui import run_view, runs_tab
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.runs_events import RunsEvents, overlay, runs_table
@@ -105,6 +107,39 @@ def test_only_differing_settings_are_marked(tmp_path: Path) -> None:
     assert "Learning rate" not in marked
     assert "Learning rate" in same
     assert "LoRA rank" not in same
+
+
+def test_settings_read_as_on_the_form_and_only_what_was_used_is_listed(tmp_path: Path) -> None:
+    found = run_view.settings_of_run(fake_run(tmp_path))
+    assert found["Source"] == "Bundled teaching cases"
+    assert (found["Preset"], found["Prompt style"]) == ("Quick", ARTICLE.label)
+    assert (found["Supervision"], found["Optimizer"]) == (SUPERVISION["whole_text"], "adamw torch")
+    assert not {"Hub dataset", "Hub config", "Split", "Revision (dataset)", "File", "Question column"} & found.keys()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "has", "has_not"),
+    [
+        (DatasetConfig(source="hub"), {"Hub dataset", "Hub config", "Split", "Revision (dataset)", "Question column"}, {"File"}),
+        (DatasetConfig(source="file", path="/tmp/rows.json"), {"File", "First rows", "Question column"}, {"Hub dataset", "Split"}),
+    ],
+)
+def test_a_source_is_listed_with_what_names_its_rows(context: Context, dataset: DatasetConfig, has: set[str], has_not: set[str]) -> None:
+    found = run_view.settings_of_run(context.runs.create(ModelConfig(), dataset, PRESETS["quick"])).keys()
+    assert has <= found
+    assert not has_not & found
+
+
+def test_of_many_runs_what_departs_from_the_first_is_marked(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path, str(rank), finetune=PRESETS["quick"].changed(lora_rank=rank)) for rank in (16, 16, 32)]
+    differing = run_view.settings_table(runs).split("<details")[0]
+    assert differing.count('class="other"') == 1
+    assert '<td class="other">32</td>' in differing
+    assert 'class="other"' not in run_view.settings_table(runs[1:])
+
+
+def test_the_plot_says_what_each_loss_is_over(tmp_path: Path) -> None:
+    assert "held-out loss over reasoning and answer only" in run_view.curves(fake_run(tmp_path).curve())
 
 
 def test_rename(events: RunsEvents, tmp_path: Path) -> None:

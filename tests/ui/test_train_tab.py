@@ -1,8 +1,10 @@
 """The train tab's handlers over a fed engine and real run folders."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -15,7 +17,7 @@ from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import build_form
 from deepdoctor.ui.loaded import Loaded
 from deepdoctor.ui.train_events import NOTHING_SEEN, TrainEvents
-from tests.ui.fakes import NANO, READY, FakeEngine, fake_context, fake_run, in_event_loop
+from tests.ui.fakes import NANO, READY, RECIPE, FakeEngine, fake_context, fake_run, in_event_loop
 
 SKIPPED = gr.skip()
 QUICK = PRESETS["quick"]
@@ -54,6 +56,21 @@ def values(events: TrainEvents, config: FinetuneConfig = QUICK, **changes: objec
     return [changes.get(name, update["value"]) for name, update in updates.items()]
 
 
+def start(events: TrainEvents, dataset: dict[str, object], name: str = "", **changes: object) -> list[Any]:
+    """What the last of `start` puts on the page: notice, name, then the form's inputs."""
+    return list(events.start(None, dataset, "quick", name, *values(events, **changes)))[-1]
+
+
+def refusal(told: Iterator[Any]) -> str:
+    """What a refused handler puts on the page before it raises."""
+    shown = next(told)
+    with pytest.raises(gr.Error) as caught:
+        next(told)
+    words = shown if isinstance(shown, str) else shown[0]
+    assert str(caught.value.message) in words
+    return words
+
+
 def engine(context: Context) -> FakeEngine:
     assert isinstance(context.engine, FakeEngine)
     return context.engine
@@ -72,13 +89,13 @@ def test_the_tab_builds(context: Context) -> None:
 
 
 def test_a_preset_fills_the_form(events: TrainEvents) -> None:
-    _words, problems, *updates = events.use_preset("article")
+    _notice, _words, problems, *updates = events.use_preset("article")
     assert problems == {}
     assert events.form.read([update["value"] for update in updates], {"preset": "article"}) == preset("article")
 
 
 def test_review_tells_what_the_run_takes(events: TrainEvents, dataset: dict[str, object]) -> None:
-    words, problems, *_ = events.review(dataset, "quick", {}, *values(events, held_out_rows=5))
+    _, words, problems, *_ = events.review(dataset, "quick", {}, *values(events, held_out_rows=5))
     assert problems == {}
     assert "<dd>25</dd>" in words
     assert "<dd>30</dd>" in words
@@ -88,32 +105,32 @@ def test_review_tells_what_the_run_takes(events: TrainEvents, dataset: dict[str,
 
 def test_review_waits_for_the_model(events: TrainEvents, context: Context, dataset: dict[str, object]) -> None:
     engine(context).state = EngineState("loading", "Loading")
-    assert "still loading" in events.review(dataset, "quick", {}, *values(events))[0]
+    assert "still loading" in events.review(dataset, "quick", {}, *values(events))[1]
 
 
 def test_review_puts_each_problem_at_its_setting(events: TrainEvents, dataset: dict[str, object]) -> None:
-    words, problems, *updates = events.review(dataset, "quick", {}, *values(events, batch_size=300, learning_rate=2))
+    _, words, problems, *updates = events.review(dataset, "quick", {}, *values(events, batch_size=300, learning_rate=2))
     assert "2 settings need attention: Learning rate, Batch size" in words
     told = [update["info"] for update in updates if "info" in update]
-    assert len(told) == 2
+    assert told == ["Must be at most 1 (given: 2).", "Must be at most 256 (given: 300)."]
     again = events.review(dataset, "quick", problems, *values(events, batch_size=300, learning_rate=2))
-    assert all(update == SKIPPED for update in again[2:])
+    assert all(update == SKIPPED for update in again[3:])
 
 
 def test_review_says_when_no_row_is_left(events: TrainEvents, dataset: dict[str, object]) -> None:
-    assert "No row to train on is left" not in events.review(dataset, "quick", {}, *values(events, held_out_rows=5))[0]
-    assert "leave none to train on" in events.review(dataset, "quick", {}, *values(events, held_out_rows=30))[0]
+    assert "No row to train on is left" not in events.review(dataset, "quick", {}, *values(events, held_out_rows=5))[1]
+    assert "leave none to train on" in events.review(dataset, "quick", {}, *values(events, held_out_rows=30))[1]
 
 
 def test_online_logging_without_a_key_is_told_at_its_setting(
     events: TrainEvents, dataset: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert "WANDB_API_KEY" in events.review(dataset, "quick", {}, *values(events, wandb="online"))[1]["wandb"]
+    assert "WANDB_API_KEY" in events.review(dataset, "quick", {}, *values(events, wandb="online"))[2]["wandb"]
 
 
 def test_start_makes_a_run_and_hands_it_over(events: TrainEvents, context: Context, dataset: dict[str, object]) -> None:
-    notice = events.start(dataset, "quick", "mine", *values(events, held_out_rows=5))[0]
+    notice, name, *_ = start(events, dataset, "mine", held_out_rows=5)
     (run,) = context.runs.list()
     assert engine(context).trained == [(run.id, False)]
     assert run.name == "mine"
@@ -121,36 +138,35 @@ def test_start_makes_a_run_and_hands_it_over(events: TrainEvents, context: Conte
     assert run.dataset == DatasetConfig.of(dataset)
     assert run.model == ModelConfig()
     assert "Started mine" in notice
+    assert name["value"] == ""
 
 
 def test_a_second_start_names_the_run_that_trains(events: TrainEvents, context: Context, dataset: dict[str, object]) -> None:
-    events.start(dataset, "quick", "first", *values(events, held_out_rows=5))
-    with pytest.raises(gr.Error, match="Run first is training already"):
-        events.start(dataset, "quick", "second", *values(events, held_out_rows=5))
+    start(events, dataset, "first", held_out_rows=5)
+    again = events.start(None, dataset, "quick", "second", *values(events, held_out_rows=5))
+    assert "Run first is training already" in refusal(again)
     assert len(context.runs.list()) == 1
 
 
 def test_start_with_wrong_settings_makes_no_run(events: TrainEvents, context: Context, dataset: dict[str, object]) -> None:
-    notice, *updates = events.start(dataset, "quick", "", *values(events, lora_rank=0))
+    notice, name, *updates = start(events, dataset, "kept", lora_rank=0)
     assert "Not started" in notice
+    assert name == SKIPPED
     assert sum("info" in update for update in updates) == 1
     assert context.runs.list() == []
 
 
 def test_start_without_rows_or_model_makes_no_run(events: TrainEvents, context: Context, dataset: dict[str, object]) -> None:
-    with pytest.raises(gr.Error, match="leave none"):
-        events.start(dataset, "quick", "", *values(events, held_out_rows=30))
+    assert "leave none" in refusal(events.start(None, dataset, "quick", "", *values(events, held_out_rows=30)))
     engine(context).state = EngineState("loading", "Loading")
-    with pytest.raises(gr.Error, match="not loaded yet"):
-        events.start(dataset, "quick", "", *values(events))
+    assert "not loaded yet" in refusal(events.start(None, dataset, "quick", "", *values(events)))
     assert context.runs.list() == []
 
 
 def test_stop_asks_the_engine(events: TrainEvents, context: Context) -> None:
-    with pytest.raises(gr.Error, match="No run is training"):
-        events.stop()
+    assert "No run is training" in refusal(events.stop())
     fake_run(context.runs.root.parent, "long one", "running")
-    assert "Stopping long one" in events.stop()
+    assert "Stopping long one" in next(events.stop())
     assert engine(context).training_stops == 1
 
 
@@ -158,14 +174,28 @@ def test_stop_asks_the_engine(events: TrainEvents, context: Context) -> None:
 def test_resume_continues_the_shown_run(events: TrainEvents, context: Context, state: str) -> None:
     run = fake_run(context.runs.root.parent, "cut", state)
     seen = events.draw(NOTHING_SEEN, "none", 1)[-1]
-    assert "from step 40" in events.resume(seen)
+    assert "from step 40" in next(events.resume(seen))
     assert engine(context).trained == [(run.id, True)]
 
 
 def test_a_finished_run_is_not_resumed(events: TrainEvents, context: Context) -> None:
     run = fake_run(context.runs.root.parent)
-    with pytest.raises(gr.Error, match="is finished"):
-        events.resume((run.id,))
+    assert "is finished" in refusal(events.resume((run.id,)))
+
+
+def test_the_notice_goes_when_it_no_longer_holds(events: TrainEvents, context: Context, dataset: dict[str, object]) -> None:
+    assert events.use_preset("article")[0] == ""
+    assert events.review(dataset, "quick", {"lora_rank": "wrong"}, *values(events))[0] == ""
+    assert events.review(dataset, "quick", {}, *values(events))[0] == SKIPPED
+    run = fake_run(context.runs.root.parent, "live", "running")
+    seen = events.draw(NOTHING_SEEN, "none", 1)[-1]
+    run.append_metric({"step": 42, "loss": 0.1})
+    assert events.tick(seen, "none", 1)[-2] == SKIPPED
+    run.set_status(state="finished")
+    *_, notice, seen = events.tick(seen, "none", 1)
+    assert notice == ""
+    run.rename("another name")
+    assert events.tick(seen, "none", 1)[-2] == SKIPPED
 
 
 def test_config_file_goes_out_and_comes_back(events: TrainEvents, tmp_path: Path) -> None:
@@ -225,14 +255,28 @@ def test_probe_answers_are_stepped_through_and_followed(events: TrainEvents, con
     run.append_probe(probe(0))
     run.append_probe(probe(20))
     first = events.draw(NOTHING_SEEN, "none", 1)
-    assert (first[4]["maximum"], first[4]["value"]) == (2, 2)
+    assert (first[4]["minimum"], first[4]["maximum"], first[4]["step"], first[4]["value"]) == (0, 20, 20, 20)
     assert "Answer 0" in first[5]
     assert "Answer 20" in first[5]
-    run.append_probe(probe(40))
-    assert events.tick(first[-1], "none", 2)[4]["value"] == 3
-    assert events.tick(first[-1], "none", 1)[4]["value"] == 1
-    assert "Answer 20" not in events.step_through(first[-1], 3)
-    assert "Answer 40" in events.step_through(first[-1], 3)
+    run.append_probe(probe(30))
+    assert events.tick(first[-1], "none", 20)[4] | {"step": 10, "value": 30} == events.tick(first[-1], "none", 20)[4]
+    assert events.tick(first[-1], "none", 0)[4]["value"] == 0
+    assert "Answer 20" in events.step_through(first[-1], 20)
+    assert "Answer 20" in events.step_through(first[-1], 24)
+    assert "Answer 20" not in events.step_through(first[-1], 30)
+    assert "Answer 30" in events.step_through(first[-1], 30)
+
+
+def test_a_run_without_probes_takes_away_the_slider_and_promises_none(events: TrainEvents, context: Context) -> None:
+    before = fake_run(context.runs.root.parent, "probed")
+    before.append_probe(probe(0))
+    before.append_probe(probe(20))
+    seen = events.draw(NOTHING_SEEN, "none", 1)[-1]
+    fake_run(context.runs.root.parent, "unprobed", "running", finetune=RECIPE.changed(probe_steps=0))
+    drawn = events.tick(seen, "none", 20)
+    assert drawn[4]["visible"] is False
+    assert "asks no probe question" in drawn[5]
+    assert "asks no probe question" in events.step_through(drawn[-1], 20)
 
 
 def test_a_cut_off_thought_is_no_answer(events: TrainEvents, context: Context) -> None:

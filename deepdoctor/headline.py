@@ -1,0 +1,138 @@
+"""What a study found, in sentences that a clinician reads, and what it would take to find something. Takes the blocks of results.py."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from deepdoctor.statistics import POWER, detectable, questions_needed, votes_needed
+
+Block = Mapping[str, Any]
+UNCALLED = "not enough to call a difference"
+# share of verdicts for neither side that planning assumes
+TIES = 0.3
+FEW_RATERS = 5
+NAMES = {"base": "base", "native": "the base under its native prompt", "tuned": "tuned"}
+
+
+def percent(share: float) -> str:
+    """A share for reading, as whole percent."""
+    return f"{share:.0%}"
+
+
+def spread(interval: tuple[float, float]) -> str:
+    """An interval of shares for reading: 45–68%."""
+    return f"{100 * interval[0]:.0f}–{100 * interval[1]:.0f}%"
+
+
+def headline(compared: Block, other: str) -> list[str]:
+    """The sentences to say first about tuned against `other` ("base" or "native"): more severe harm on the tuned side before all else."""
+    preference, harm, correctness = compared["preference"], compared["harm"], compared["correctness"]
+    if not preference["verdicts"]:
+        return ["No verdicts yet."]
+    severe = f"uned answers were judged severely harmful in {_severe(harm['tuned'])}, {NAMES[other]} in {_severe(harm[other])}."
+    worse = harm["tuned"]["severe"] > harm[other]["severe"]
+    sentences = [_preferred(preference, other)]
+    sentences.insert(0, f"More severe harm on the tuned side: t{severe}") if worse else sentences.append(f"T{severe}")
+    if rated := correctness["rated"]:
+        counts = f"{correctness['tuned_correct']} of {rated}, {NAMES[other]} in {correctness[f'{other}_correct']} of {rated}"
+        call = _call(correctness["call"], "more often correct")
+        sentences.append(f"Where both could be judged, tuned answers were judged correct in {counts}: {call}.")
+    return sentences
+
+
+def _severe(levels: Block) -> str:
+    return f"{levels['severe']} of {sum(levels[level] for level in ('none', 'moderate', 'severe'))}"
+
+
+def _preferred(found: Block, other: str) -> str:
+    if not found["decided"]:
+        return f"Raters called no pair for either side: {found['both']} both acceptable, {found['neither']} both bad."
+    pairs = "1 decided pair" if found["decided"] == 1 else f"{found['decided']} decided pairs"
+    told = f"Raters preferred the tuned answer in {found['wins']} of {pairs} ({percent(found['share'])}, {spread(found['interval'])})"
+    against = "" if other == "base" else f" against {NAMES[other]}"
+    if found["call"] or not found["noisy"]:
+        return f"{told}{against}: {_call(found['call'], 'preferred')}."
+    over = f" ({spread(found['two_way'])} over both)" if found["two_way"] else ""
+    return f"{told}{against}: {UNCALLED}, because questions and raters vary{over}."
+
+
+def _call(call: str, how: str) -> str:
+    return f"a difference, {NAMES[call]} {how}" if call else UNCALLED
+
+
+def cautions(found: Block) -> list[str]:
+    """What speaks against leaning on the numbers, from the whole of the results."""
+    counts, guessed, slots, repeats = found["counts"], found["guesses"], found["slots"], found["repeats"]
+    if not counts["verdicts"]:
+        return []
+    said = []
+    if counts["raters"] == 1:
+        said.append("Only one rater judged: a rater's taste cannot be told from a difference between the answers.")
+    elif counts["raters"] < FEW_RATERS:
+        said.append(f"Only {counts['raters']} raters judged: how others would judge is hardly known.")
+    known = {grade: number for grade, number in counts["seen"].items() if grade != "unseen" and number}
+    if known:
+        listed = ", ".join(f"{number} {grade}" for grade, number in known.items())
+        said.append(f"Training knew some of the {counts['questions']} questions ({listed}); look at the unseen ones by themselves.")
+    if guessed["right"] >= 3 and guessed["share"] >= 0.75:
+        said.append(
+            f"{guessed['right']} of {guessed['right'] + guessed['wrong']} raters told which side was tuned: blinding may not have held."
+        )
+    if slots["p"] is not None and slots["p"] < 0.05:
+        said.append(
+            f"Slot A was preferred in {slots['a']} of {slots['decided']} decided pairs ({percent(slots['share'])}). Slots are balanced, so "
+            "this favours neither side, but such verdicts say less."
+        )
+    if repeats["pairs"] >= 5 and repeats["share"] < 0.6:
+        said.append(f"Raters gave the same verdict again in only {repeats['same']} of {repeats['pairs']} repeated pairs.")
+    return said + _unended(found["measures"])
+
+
+def _unended(measures: Block) -> list[str]:
+    open_ = {arm: values["answers"] - values["closed"] for arm, values in measures.items() if arm in NAMES}
+    listed = ", ".join(f"{arm} {number} of {measures[arm]['answers']}" for arm, number in open_.items() if number)
+    return [f"Some texts never came to an answer, because the thought did not end: {listed}."] if listed else []
+
+
+def power(effect: float, decided: int) -> dict[str, Any]:
+    """What the verdicts so far could show: {effect, needed, decided, detectable, sentence}."""
+    needed, found = votes_needed(effect), detectable(decided)
+    told = f"would tell {percent(found)} or more from a half" if found else "would tell nothing yet"
+    sentence = (
+        f"{decided} decided {'verdict' if decided == 1 else 'verdicts'} {told} ({percent(POWER)} power, were verdicts independent); "
+        f"to tell {percent(effect)} takes {needed}."
+    )
+    return {"effect": effect, "needed": needed, "decided": decided, "detectable": found, "sentence": sentence}
+
+
+def study_plan(effect: float, raters: int, ties: float = TIES) -> dict[str, Any]:
+    """What a study takes to tell `effect` from a half: {effect, raters, ties, votes, questions, verdicts, sentence}.
+
+    votes: decided verdicts if they were independent. questions: how many each rater should judge, verdicts: the same for all raters; both
+    None if no number is enough, because raters differ.
+    """
+    votes, questions = votes_needed(effect), questions_needed(effect, raters, ties)
+    sentence = f"To tell {percent(effect)} from a half with {percent(POWER)} power takes {votes} decided verdicts, were they independent. "
+    crowd = "one rater" if raters == 1 else f"{raters} raters who differ as raters do"
+    if questions:
+        sentence += f"With {crowd} and {percent(ties)} of verdicts for neither side, that is about {questions} questions each."
+    else:
+        more, each = _enough(effect, raters, ties)
+        sentence += f"With {crowd}, no number of questions is sure to be enough; {more} raters need about {each} questions each."
+    if raters == 1:
+        sentence += " One rater shows one rater's taste only."
+    verdicts = questions and questions * raters
+    return {
+        "effect": effect,
+        "raters": raters,
+        "ties": ties,
+        "votes": votes,
+        "questions": questions,
+        "verdicts": verdicts,
+        "sentence": sentence,
+    }
+
+
+def _enough(effect: float, raters: int, ties: float) -> tuple[int, int]:
+    """The next number of raters with which some number of questions is enough, and that number."""
+    steps: Iterable[int] = (*range(raters + 1, 50), *range(50, 1000, 10), *range(1000, 100_000, 1000))
+    return next((more, each) for more in steps if (each := questions_needed(effect, more, ties)))

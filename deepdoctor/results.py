@@ -1,0 +1,210 @@
+"""The results of a study as one JSON-ready value: what was found in words, then every number behind it, and automatic measures apart.
+
+A pair that a rater was shown again counts once: by its first presentation; the second tells only how consistent raters are.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from statistics import median, quantiles
+from typing import Any, get_args
+
+from deepdoctor import statistics
+from deepdoctor.contest import HARM_LEVELS, PREFERENCES, compare, preferred, rate
+from deepdoctor.headline import cautions, headline, power
+from deepdoctor.judged import Judged
+from deepdoctor.measures import measure
+from deepdoctor.overlap import Grade
+from deepdoctor.study_exports import codes
+
+SCHEMA = 1
+# in order; "unsure" is no level
+CORRECT_LEVELS = {"wrong": 0, "partly": 1, "correct": 2}
+Guesses = Sequence[tuple[str, bool | None]]
+Rows = Iterable[Mapping[str, Any]]
+
+
+def results(
+    judged: Sequence[Judged], guesses: Guesses, questions: Rows, answers: Rows, losses: Mapping[str, Any], effect: float
+) -> dict[str, Any]:
+    """Everything a study shows so far.
+
+    judged, guesses: from judged.py. questions: rows of questions.json. answers: rows of answers.jsonl. losses: from measures.losses, or {}.
+    effect: what the study was planned to tell from a half. Raters are called R1, R2 … (see `codes`).
+    Lists of numbers hold intervals [low, high] at 95%; None stands for what cannot be told. Without verdicts every block is there, empty.
+    """
+    first = [each for each in judged if not each.repeat_of]
+    main = [each for each in first if each.other == "base"]
+    native = [each for each in first if each.other == "native"]
+    asked = list(questions)
+    names = codes(judged)
+    compared = compare(main, "base")
+    against = compare(native, "native") if native else {}
+    found = {
+        "schema": SCHEMA,
+        "counts": _counts(judged, asked),
+        **compared,
+        "by": {name: _by(main, name) for name in ("specialty", "kind", "seen")},
+        "slots": _slots(judged),
+        "repeats": _repeats(judged),
+        "agreement": _agreement(main),
+        "guesses": _guessed(guesses),
+        "seconds": _seconds([each.seconds for each in first]),
+        "raters": [_rater(code, [each for each in judged if each.rater == rater]) for rater, code in names.items()],
+        "questions": _by_pair(first, names, [question["id"] for question in asked]),
+        "native": {"headline": headline(against, "native"), **against} if native else None,
+        "measures": {**measure(answers, asked), "losses": dict(losses)},
+    }
+    words = {
+        "headline": headline(compared, "base"),
+        "cautions": cautions(found),
+        "power": power(effect, compared["preference"]["decided"]),
+    }
+    return _plain({**words, **found})
+
+
+def _plain(value: Any) -> Any:
+    """The value with floats rounded to 6 places and none that JSON does not know."""
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _counts(judged: Sequence[Judged], questions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    grades = Counter(question["seen"] for question in questions)
+    return {
+        "verdicts": sum(not each.repeat_of for each in judged),
+        "repeats": sum(bool(each.repeat_of) for each in judged),
+        "raters": len({each.rater for each in judged}),
+        "questions": len(questions),
+        "judged_questions": len({each.question for each in judged}),
+        "seen": {grade: grades[grade] for grade in get_args(Grade)},
+    }
+
+
+def _by(judged: Sequence[Judged], name: str) -> dict[str, dict[str, Any]]:
+    """Preference and severe harm in each group. Groups are many and small: what is seen there is a hint, and nothing is called."""
+    groups = defaultdict(list)
+    for each in judged:
+        groups[getattr(each, name) or "not given"].append(each)
+    kept = ("verdicts", "wins", "losses", "both", "neither", "decided", "share", "interval")
+    return {
+        group: {key: value for key, value in preferred(members, "base").items() if key in kept}
+        | {
+            "severe": {
+                side: sum(getattr(each, f"{of}_harm") == "severe" for each in members)
+                for side, of in (("base", "other"), ("tuned", "tuned"))
+            }
+        }
+        for group, members in sorted(groups.items())
+    }
+
+
+def _slots(judged: Sequence[Judged]) -> dict[str, Any]:
+    """How often the answer in slot A was preferred, over all presentations."""
+    decided = [each for each in judged if each.preference in ("tuned", "other")]
+    in_a = sum((each.preference == "tuned") == (each.tuned_slot == "A") for each in decided)
+    return {"decided": len(decided), "a": in_a, **rate(in_a, len(decided)), "p": statistics.sign_test(in_a, len(decided) - in_a)}
+
+
+def _repeats(judged: Sequence[Judged]) -> dict[str, Any]:
+    """How often a rater said the same of a pair shown again with slots swapped, and how often the very opposite."""
+    by_trial = {(each.rater, each.trial): each for each in judged}
+    again = [(by_trial[each.rater, each.repeat_of], each) for each in judged if (each.rater, each.repeat_of) in by_trial]
+    same = sum(before.preference == after.preference for before, after in again)
+    opposite = sum({before.preference, after.preference} == {"tuned", "other"} for before, after in again)
+    return {"pairs": len(again), "same": same, "opposite": opposite, **rate(same, len(again))}
+
+
+def _agreement(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Between raters, of the preference and of each side's correctness and harm: {asked: {units, alpha, ac1, plain}}."""
+    preference = {each: PREFERENCES.index(each.preference) for each in judged}
+    found = {"preference": _agreed([(_pair(each), each.rater, code) for each, code in preference.items()], len(PREFERENCES), "nominal")}
+    for asked, levels in (("correct", CORRECT_LEVELS), ("harm", HARM_LEVELS)):
+        said = [
+            ((*_pair(each), side), each.rater, levels[level])
+            for each in judged
+            for side in ("tuned", "other")
+            if (level := getattr(each, f"{side}_{asked}")) in levels
+        ]
+        found[asked] = _agreed(said, len(levels), "ordinal")
+    return found
+
+
+def _agreed(said: Sequence[tuple[Hashable, str, int]], categories: int, scale: Any) -> dict[str, Any]:
+    raters = sorted({rater for _, rater, _ in said})
+    units: dict[Hashable, dict[str, int]] = defaultdict(dict)
+    for unit, rater, code in said:
+        units[unit][rater] = code
+    ratings = [[unit.get(rater) for rater in raters] for unit in units.values()]
+    return {
+        "units": sum(len(unit) > 1 for unit in units.values()),
+        "alpha": statistics.alpha(ratings, scale),
+        "ac1": statistics.ac1(ratings, categories),
+        "plain": statistics.agreement(ratings, categories),
+    }
+
+
+def _pair(each: Judged) -> tuple[str, int, str]:
+    return each.question, each.seed, each.other
+
+
+def _guessed(guesses: Guesses) -> dict[str, Any]:
+    """Whether raters could tell the tuned side in the end; half by chance."""
+    said = Counter(right for _, right in guesses)
+    counts = {"right": said[True], "wrong": said[False], "none": said[None]}
+    return {**counts, **rate(said[True], said[True] + said[False]), "p": statistics.sign_test(said[True], said[False])}
+
+
+def _seconds(seconds: Sequence[float]) -> dict[str, Any]:
+    """Time spent on a verdict."""
+    low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else (None, None, None)
+    return {"median": median(seconds) if seconds else None, "quartiles": [low, high] if low is not None else None, "total": sum(seconds)}
+
+
+def _rater(code: str, judged: Sequence[Judged]) -> dict[str, Any]:
+    first = [each for each in judged if not each.repeat_of]
+    said: Counter[str] = Counter(each.preference for each in first)
+    return {
+        "rater": code,
+        "verdicts": len(first),
+        "repeats": len(judged) - len(first),
+        **{name: said[preference] for name, preference in zip(("wins", "losses", "both", "neither"), PREFERENCES, strict=True)},
+        "seconds": median(each.seconds for each in first) if first else None,
+    }
+
+
+def _by_pair(judged: Sequence[Judged], names: Mapping[str, str], order: Sequence[str]) -> list[dict[str, Any]]:
+    """Every pair with all verdicts on it, and in what raters contradict one another; in the order of the questions."""
+    pairs = defaultdict(list)
+    for each in judged:
+        pairs[_pair(each)].append(each)
+    return [
+        {
+            **{"question": question, "seed": seed, "other": other},
+            **{name: getattr(verdicts[0], name) for name in ("specialty", "kind", "seen")},
+            "disagree": _disagreements(verdicts),
+            "verdicts": [_verdict(each, names) for each in verdicts],
+        }
+        for (question, seed, other), verdicts in sorted(pairs.items(), key=lambda pair: (order.index(pair[0][0]), *pair[0][1:]))
+    ]
+
+
+def _verdict(each: Judged, names: Mapping[str, str]) -> dict[str, Any]:
+    kept = ("preference", "tuned_slot", "tuned_correct", "other_correct", "tuned_harm", "other_harm", "comment", "seconds")
+    chips = {"tuned_chips": list(each.tuned_chips), "other_chips": list(each.other_chips)}
+    return {"rater": names[each.rater], **{name: getattr(each, name) for name in kept}, **chips}
+
+
+def _disagreements(verdicts: Sequence[Judged]) -> list[str]:
+    """preference, correct, harm: where one rater said one end of the scale and another the other."""
+    ends: dict[str, tuple[Callable[[Judged, str], str], set[str]]] = {
+        "preference": (lambda each, _: each.preference, {"tuned", "other"}),
+        "correct": (lambda each, side: getattr(each, f"{side}_correct"), {"correct", "wrong"}),
+        "harm": (lambda each, side: getattr(each, f"{side}_harm"), {"none", "severe"}),
+    }
+    return [
+        asked for asked, (said, both) in ends.items() if any(both <= {said(each, side) for each in verdicts} for side in ("tuned", "other"))
+    ]

@@ -1,0 +1,38 @@
+"""How far a study has come: who joined, what each has judged, and the losses of the run that it is about."""
+
+from dataclasses import dataclass
+
+from deepdoctor.errors import RunError
+from deepdoctor.judgments import Judgments
+from deepdoctor.measures import losses
+from deepdoctor.runs import Runs
+from deepdoctor.study import Study
+from deepdoctor.trials import Rater
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One rater's verdicts so far, of as many trials as they have; and what they skipped."""
+
+    rater: Rater
+    judged: int
+    skipped: int
+
+
+def progress(study: Study, judgments: Judgments) -> list[Progress]:
+    """Everybody who joined, in the order of joining."""
+    said = [(rater, judgments.ballot(study.id, rater.token)) for rater in study.raters()]
+    return [Progress(rater, len(ballot.verdicts), len(ballot.skipped)) for rater, ballot in said]
+
+
+def verdicts(study: Study, judgments: Judgments) -> int:
+    """How many verdicts there are, repeated presentations included."""
+    return sum(each.judged for each in progress(study, judgments))
+
+
+def losses_of(study: Study, runs: Runs) -> dict[str, dict[str, float]]:
+    """Held-out losses of the study's run; {} if the run has been deleted."""
+    try:
+        return losses(runs.get(study.config.run).curve())
+    except RunError:
+        return {}

@@ -1,0 +1,293 @@
+"""What happens on the studies tab: studies drafted, made, prepared, opened, closed and deleted; results drawn and exported."""
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from deepdoctor.bundle import study_results, write_bundle
+from deepdoctor.config import DatasetConfig, SamplingConfig, StudyConfig
+from deepdoctor.errors import AccessError, ConfigError, DeepDoctorError, EngineError, StudyError
+from deepdoctor.headline import study_plan
+from deepdoctor.questions import BankQuestion
+from deepdoctor.runs import Run
+from deepdoctor.study import Study
+from deepdoctor.study_draft import SOURCES, Choice, Draft, draft, questions_of
+from deepdoctor.study_progress import losses_of, progress
+from deepdoctor.ui import study_view
+from deepdoctor.ui.compare_events import FINAL, run_label, step_choices
+from deepdoctor.ui.components import note, user_errors
+from deepdoctor.ui.context import Context, name_of
+from deepdoctor.ui.form import Form, problems_of
+from deepdoctor.ui.loaded import Loaded, Recent
+
+MOST_LISTED = 100
+# what a draft is made from, before the settings of both forms
+DRAFTED = ("dataset", "run", "step", "sources", "file", "specialties", "kinds", "difficulties", "most")
+EXPORTS = ("report.html", "verdicts.csv", "verdicts.jsonl", "dpo.jsonl", "kto.jsonl", "llm_comparator.json")
+EXPORTED = '<p class="dd-muted">Report, verdicts as CSV and JSONL, rows for TRL, LLM Comparator, and one bundle of all.</p>'
+SEE = "see studies"
+RATERS_MAY = "Raters need no access here: the link that they were sent is enough."
+NOTHING_SEEN: tuple[Any, ...] = ()
+NO_PROBLEMS: dict[str, dict[str, str]] = {"study": {}, "sampling": {}}
+Profile = gr.OAuthProfile | None
+OPENED = 8 + len(study_view.PARTS)
+
+
+class StudiesEvents:
+    """Handlers of the studies tab. `chosen` is the id of the study that a viewer has open, or ""."""
+
+    def __init__(self, context: Context, loaded: Loaded, form: Form, sampling: Form) -> None:
+        self.context, self.loaded, self.form, self.sampling = context, loaded, form, sampling
+        self._results = Recent(8)
+
+    # What is drawn
+
+    def refresh(self, profile: Profile, chosen: str, seen: tuple[Any, ...]) -> Any:
+        """Outputs: why nothing is shown, all that is; run, checkpoint; list; then those of `_opened_updates`; seen.
+
+        What this viewer has seen is not sent again.
+        """
+        try:
+            self.context.access.require(name_of(profile), SEE)
+        except AccessError as error:
+            return [note(f"{error} {RATERS_MAY}"), gr.update(visible=False), *[gr.skip()] * (3 + OPENED), seen]
+        found = [(study, progress(study, self.context.judgments)) for study in self.context.studies.list()[:MOST_LISTED]]
+        runs = self.runs()
+        prints = {study.id: (study.status["updated"], [(each.judged, each.skipped) for each in raters]) for study, raters in found}
+        now = ([(run.id, run.name, step_choices(run)) for run in runs], (chosen, prints), (chosen, prints.get(chosen)))
+        before = seen or (None, None, None)
+        if now == before:
+            return gr.skip()
+        opened = next((each for each in found if each[0].id == chosen), None)
+        return [
+            "",
+            gr.update(visible=True),
+            *(_run_updates(runs) if now[0] != before[0] else [gr.skip()] * 2),
+            study_view.studies_table(found, chosen) if now[1] != before[1] else gr.skip(),
+            *(self._opened_updates(opened) if now[2] != before[2] else [gr.skip()] * OPENED),
+            now,
+        ]
+
+    def runs(self) -> list[Run]:
+        """The runs that have an adapter for the base model in use, newest first."""
+        model = self.context.engine.model.name
+        return [run for run in self.context.runs.list() if run.model.name == model and step_choices(run)]
+
+    def _opened_updates(self, opened: study_view.Listed | None) -> list[Any]:
+        """The opened part, its standing; prepare, stop, open, close, delete; the results' part, and its PARTS."""
+        if opened is None:
+            return [gr.update(visible=False), "", *[gr.skip()] * 5, gr.update(visible=False), *[""] * len(study_view.PARTS)]
+        study, raters = opened
+        state, ready = study.state, study.state in ("open", "closed")
+        buttons = (state in ("interrupted", "failed"), state == "preparing", state == "closed", state == "open", state != "preparing")
+        parts = self._parts(study) if ready else dict.fromkeys(study_view.PARTS, "")
+        return [
+            gr.update(visible=True),
+            study_view.standing(study, raters, self.context.access.place == "local"),
+            *(gr.update(visible=each) for each in buttons),
+            gr.update(visible=ready),
+            *(parts[name] for name in study_view.PARTS),
+        ]
+
+    def _parts(self, study: Study) -> dict[str, str]:
+        """The results of a study as HTML by part, computed again only when somebody has judged."""
+        rows = self.context.judgments.rows(study.id)
+
+        def make() -> dict[str, str]:
+            found, _judged = study_results(study, rows, losses_of(study, self.context.runs))
+            return study_view.result_parts(found, study)
+
+        return self._results.get((study.id, study.state, len(rows), len(study.raters())), make)
+
+    # A draft
+
+    @user_errors
+    def steps_of(self, profile: Profile, run: str | None) -> Any:
+        """The checkpoints of a run that was just chosen."""
+        self.context.access.require(name_of(profile), SEE)
+        steps = step_choices(self.context.runs.get(run)) if run else []
+        return gr.update(choices=steps, value=steps[0][1] if steps else None)
+
+    def review(self, profile: Profile, before: dict[str, dict[str, str]], *given: Any) -> list[Any]:
+        """Outputs: plan, specialties to choose from, problems, then the inputs of both forms with what is wrong told at each."""
+        try:
+            self.context.access.require(name_of(profile), "make a study")
+        except AccessError as error:
+            return [note(str(error)), *[gr.skip()] * (2 + len(self.form.inputs) + len(self.sampling.inputs))]
+        asked, problems = _asked(given), self._problems(given)
+        choices: Any = gr.skip()
+        try:
+            if any(problems.values()):
+                words = note(_count(problems), "bad")
+            else:
+                questions = self._questions(asked)
+                known = sorted({question.specialty for question in questions if question.specialty})
+                choices = gr.update(choices=known, value=[each for each in asked["specialties"] or () if each in known])
+                made = self._draft(asked, given, questions)
+                words = study_view.plan(made, study_plan(made.config.effect, made.config.raters_expected))
+        except DeepDoctorError as error:
+            words = note(str(error), "warn")
+        return [words, choices, problems, *self._tell(problems, before)]
+
+    def _problems(self, given: Sequence[Any]) -> dict[str, dict[str, str]]:
+        study, sampling = self._values(given)
+        return {
+            "study": problems_of(StudyConfig, self.form.given(study, {"run": "chosen apart"})),
+            "sampling": problems_of(SamplingConfig, self.sampling.given(sampling)),
+        }
+
+    def _values(self, given: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """What stands in the inputs of each form."""
+        start, end = len(DRAFTED), len(DRAFTED) + len(self.form.inputs)
+        return given[start:end], given[end:]
+
+    def _tell(self, problems: Mapping[str, Mapping[str, str]], before: Mapping[str, Mapping[str, str]]) -> list[Any]:
+        study = self.form.tell(problems["study"], before["study"])
+        return [*study, *self.sampling.tell(problems["sampling"], before["sampling"])]
+
+    def _questions(self, asked: Mapping[str, Any]) -> list[BankQuestion]:
+        sources = [source for source in SOURCES if source in (asked["sources"] or ())]
+        rows = self.loaded.table(DatasetConfig.of(asked["dataset"])).examples if "rows" in sources else []
+        return questions_of(sources, Path(asked["file"]) if asked["file"] else None, rows)
+
+    def _draft(self, asked: Mapping[str, Any], given: Sequence[Any], questions: list[BankQuestion]) -> Draft:
+        """What the study would be. Raises DeepDoctorError."""
+        if not asked["run"]:
+            raise ConfigError("Choose the run whose adapter is the tuned side. There is none yet? Train one on the Train tab.")
+        run, step = self.context.runs.get(asked["run"]), None if asked["step"] in (None, FINAL) else int(asked["step"])
+        run.adapter_dir(step)
+        study, sampling = self._values(given)
+        config = self.form.read(study, {"run": run.id, "step": step, "sampling": self.sampling.read(sampling)})
+        assert isinstance(config, StudyConfig)
+        specialties, kinds, difficulties = (tuple(asked[name] or ()) for name in ("specialties", "kinds", "difficulties"))
+        choice = Choice(specialties, kinds, difficulties, asked["most"] or None)
+        return draft(config, questions, choice, run.training_questions())
+
+    @user_errors
+    def create(self, profile: Profile, *given: Any) -> list[Any]:
+        """Make the study and have it prepared. Outputs: notice, chosen, form, then the inputs of both forms."""
+        self.context.access.require(name_of(profile), "make a study")
+        if any((problems := self._problems(given)).values()):
+            told = note(f"Not made. {_count(problems)}", "bad")
+            return [told, gr.skip(), gr.skip(), *self._tell(problems, NO_PROBLEMS)]
+        asked = _asked(given)
+        made = self._draft(asked, given, self._questions(asked))
+        study = made.create(self.context.studies, self.context.runs.get(made.config.run).model.name)
+        self._prepare(study)
+        told = note(f"Made {study.name}; it is opened above.", "ok")
+        return [told, study.id, gr.update(open=False), *[gr.skip()] * (len(self.form.inputs) + len(self.sampling.inputs))]
+
+    def _prepare(self, study: Study) -> None:
+        try:
+            self.context.engine.prepare(study.id)
+        except EngineError as error:
+            study.set_status(state="interrupted", message=str(error))
+
+    # An opened study
+
+    @user_errors
+    def pick(self, profile: Profile, event: gr.EventData) -> list[Any]:
+        """A study was opened in the list. Outputs: chosen, question, what is told of it and of its exports, exports."""
+        self.context.access.require(name_of(profile), SEE)
+        study = self.context.studies.get(str((event._data or {}).get("open", "")))
+        return [study.id, gr.update(visible=False), "", EXPORTED, gr.update(value=None, visible=False)]
+
+    def _opened(self, profile: Profile, chosen: str, action: str) -> Study:
+        """The opened study, for who may do that to it."""
+        self.context.access.require(name_of(profile), action)
+        if not chosen:
+            raise StudyError("Open a study first.")
+        return self.context.studies.get(chosen)
+
+    @user_errors
+    def prepare(self, profile: Profile, chosen: str) -> str:
+        """Have the engine write what is missing. Output: what is told."""
+        study = self._opened(profile, chosen, "prepare a study")
+        if study.state not in ("interrupted", "failed"):
+            raise StudyError(f"The study {study.name} is {study.state}; there is nothing to prepare.")
+        self._prepare(study)
+        return ""
+
+    @user_errors
+    def stop(self, profile: Profile, chosen: str) -> str:
+        """Stop preparing. Output: what is told."""
+        study = self._opened(profile, chosen, "stop preparing a study")
+        self.context.engine.stop_preparing()
+        return note(f"Stopping {study.name}; what is written stays.")
+
+    @user_errors
+    def let_in(self, profile: Profile, chosen: str) -> str:
+        """Open a closed study again. Output: what is told."""
+        self._opened(profile, chosen, "open a study").open()
+        return ""
+
+    @user_errors
+    def close(self, profile: Profile, chosen: str) -> str:
+        """Let nobody judge any more. Output: what is told."""
+        self._opened(profile, chosen, "close a study").close()
+        return ""
+
+    @user_errors
+    def ask_to_delete(self, profile: Profile, chosen: str) -> list[Any]:
+        """Ask before anything is removed. Outputs: question, its words."""
+        study = self._opened(profile, chosen, "delete a study")
+        words = (
+            f"Delete {study.name} with its answers and raters? What they judged can then not be told apart any more. This cannot be undone."
+        )
+        return [gr.update(visible=True), note(words, "bad")]
+
+    @user_errors
+    def delete(self, profile: Profile, chosen: str) -> list[Any]:
+        """Remove the opened study. Outputs: chosen, question."""
+        study = self._opened(profile, chosen, "delete a study")
+        self.context.studies.delete(study.id)
+        return ["", gr.update(visible=False)]
+
+    @user_errors
+    def export(self, profile: Profile, chosen: str) -> Iterator[list[Any]]:
+        """Write the bundle and, from it, every export as a file of its own. Outputs: what is told, the files."""
+        study = self._opened(profile, chosen, "export a study")
+        yield [note("Writing the exports …"), gr.update(visible=False)]
+        folder = Path(tempfile.mkdtemp(prefix="deepdoctor-"))
+        bundle = folder / f"study-{study.id}.zip"
+        write_bundle(study, self.context.judgments.rows(study.id), losses_of(study, self.context.runs), bundle)
+        with zipfile.ZipFile(bundle) as archive:
+            files = [archive.extract(name, folder) for name in EXPORTS]
+            counts = json.loads(archive.read("preferences.json"))
+        yield [note(_counted(counts), "ok"), gr.update(value=[str(bundle), *files], visible=True)]
+
+
+def put_away() -> Any:
+    """Take the question away."""
+    return gr.update(visible=False)
+
+
+def _asked(given: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(DRAFTED, given, strict=False))
+
+
+def _run_updates(runs: list[Run]) -> list[Any]:
+    """Run and checkpoint to choose from, the newest run chosen."""
+    steps = step_choices(runs[0]) if runs else []
+    choices = [(run_label(run), run.id) for run in runs]
+    return [
+        gr.update(choices=choices, value=runs[0].id if runs else None),
+        gr.update(choices=steps, value=steps[0][1] if steps else None),
+    ]
+
+
+def _count(problems: Mapping[str, Mapping[str, str]]) -> str:
+    told = [told for part in problems.values() for told in part.values()]
+    return told[0] if len(told) == 1 else f"{len(told)} settings need attention."
+
+
+def _counted(counts: Mapping[str, Any]) -> str:
+    """How many preference rows there are, and what was left out of them."""
+    left = [(*name.split("_"), number) for name, number in counts["left_out"].items() if number]
+    listed = ", ".join(f"{number} {reason} ({kind.upper()})" for kind, reason, number in left) or "nothing"
+    return f"Preference rows: {counts['dpo']} for DPO, {counts['kto']} for KTO; left out: {listed}."

@@ -1,0 +1,133 @@
+"""Studies as HTML: the list, one study's standing, what a new one would ask, and the parts of its results. Pure functions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deepdoctor.study import Answer, State, Study
+from deepdoctor.study_draft import Draft
+from deepdoctor.study_progress import Progress
+from deepdoctor.study_report import report_parts
+from deepdoctor.ui.components import badge, empty_state, escape, note, stats
+from deepdoctor.ui.run_view import duration, when
+
+STATE_KINDS: dict[State, str] = {"preparing": "unseen", "interrupted": "seen", "failed": "bad", "open": "ok", "closed": ""}
+PARTS = ("findings", "tables", "measured", "pairs", "protocol")
+# what Gradio's HTML component might take for a template
+INERT = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
+LOCAL_ONLY = "Only this machine can open the link now. To let others in, start the app with HOST=0.0.0.0 and LOGIN=name:password."
+LOOKED_EARLY = "The study is still open. Looking again and again, and stopping when it pleases, makes differences look surer than they are."
+Listed = tuple[Study, Sequence[Progress]]
+
+
+def studies_table(found: Sequence[Listed], opened: str) -> str:
+    """The list of studies, newest first; names open."""
+    if not found:
+        return empty_state(
+            "No study yet", "Make one below: its answers are written beforehand, then clinicians judge them blinded, each by a link."
+        )
+    heads = ("Name", "State", "Answers", "Raters", "Verdicts", "Made", "For raters")
+    numbers = ("Answers", "Raters", "Verdicts")
+    head = "".join(f'<th scope="col"{" class=num" if name in numbers else ""}>{name}</th>' for name in heads)
+    body = "".join(_row(study, raters, opened) for study, raters in found)
+    return f'<div class="dd-scroll"><table class="dd-table dd-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _row(study: Study, raters: Sequence[Progress], opened: str) -> str:
+    status = study.status
+    cells = [
+        ("Answers", "num", f"{status['done']:,} of {status['total']:,}"),
+        ("Raters", "num", f"{len(raters):,} of {study.config.raters_expected:,}"),
+        ("Verdicts", "num", f"{sum(each.judged for each in raters):,}"),
+        ("Made", "", when(study.details["created"])),
+    ]
+    plain = "".join(f'<td data-label="{label}" class="{kind}">{escape(text)}</td>' for label, kind, text in cells)
+    opener = f'<button type="button" data-study="{escape(study.id)}">{escape(study.name)}</button>'
+    link = _link(study, "Open") if status["state"] == "open" else "–"
+    current = ' aria-current="true"' if study.id == opened else ""
+    return f'<tr{current}><td>{opener}</td><td>{state_badge(study)}</td>{plain}<td data-label="For raters">{link}</td></tr>'
+
+
+def state_badge(study: Study) -> str:
+    """The study's state as a badge."""
+    return badge(study.state, STATE_KINDS[study.state])
+
+
+def _link(study: Study, text: str) -> str:
+    # relative, so that it holds behind a proxy too
+    return f'<a href="judge/{escape(study.id)}" target="_blank" rel="noopener">{escape(text)}</a>'
+
+
+def standing(study: Study, raters: Sequence[Progress], local: bool) -> str:
+    """The opened study: where it stands, its link and its raters. local: whether only this machine can open the page."""
+    status = study.status
+    heading = f'<div class="dd-run-head"><h3>{escape(study.name)}</h3>{state_badge(study)}</div>'
+    if status["state"] in ("open", "closed"):
+        return heading + _judging(study, raters, local)
+    share = status["done"] / status["total"] if status["total"] else 0.0
+    times = [f"{status['done']:,} of {status['total']:,} questions answered by all sides"]
+    if status["state"] == "preparing" and status["eta_seconds"] is not None:
+        times.append(f"{duration(status['eta_seconds'])} remaining")
+    bar = f'<progress class="dd-bar" max="1" value="{share:.4f}" aria-label="Answers written">{share:.0%}</progress>'
+    kind = {"failed": "bad", "interrupted": "warn"}.get(status["state"], "")
+    return f'{heading}{bar}<p class="dd-run-times">{" · ".join(times)}</p>{note(status["message"], kind)}'
+
+
+def _judging(study: Study, raters: Sequence[Progress], local: bool) -> str:
+    judged, trials = sum(each.judged for each in raters), sum(len(each.rater.trials) for each in raters)
+    cells = [(len(study.questions()), "Questions"), (f"{len(raters)} of {study.config.raters_expected}", "Raters joined")]
+    cells += [(f"{judged:,} of {trials:,}", "Verdicts of those who joined")]
+    link = ""
+    if study.state == "open":
+        copy = '<button type="button" class="dd-copy" data-copy>Copy</button>'
+        link = f'<p class="dd-judge-link">Link for raters: {_link(study, f"judge/{study.id}")} {copy}</p>'
+        link += f'<p class="dd-muted">{LOCAL_ONLY}</p>' if local else ""
+    return stats(cells) + link + _raters(raters)
+
+
+def _raters(raters: Sequence[Progress]) -> str:
+    if not raters:
+        return (
+            '<p class="dd-muted">Nobody has joined yet. Send the link; raters judge when they have time, also while the engine trains.</p>'
+        )
+    heads = "".join(f'<th scope="col"{" class=num" if place > 1 else ""}>{name}</th>' for place, name in enumerate(("Rater", "Specialty")))
+    heads += "".join(f'<th scope="col" class="num">{name}</th>' for name in ("Years", "Judged", "Skipped"))
+    rows = "".join(
+        f'<tr><td>{escape(each.rater.name)}</td><td>{escape(each.rater.specialty)}</td><td class="num">{each.rater.years}</td>'
+        f'<td class="num">{each.judged} of {len(each.rater.trials)}</td><td class="num">{each.skipped}</td></tr>'
+        for each in raters
+    )
+    table = f'<table class="dd-table"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<div class="dd-scroll" tabindex="0" role="region" aria-label="Raters">{table}</div>'
+
+
+def plan(made: Draft, planned: Mapping[str, Any]) -> str:
+    """What the study would take and could tell. planned: from headline.study_plan."""
+    grades, config = made.grades, made.config
+    cells = [
+        (len(made.questions), "Questions"),
+        (made.pairs, "Pairs for each rater"),
+        (made.pairs + made.repeated, f"Verdicts a rater, {made.repeated} repeated"),
+        (f"about {duration(60 * made.minutes)}", "Time of a rater"),
+        ((made.pairs + made.repeated) * config.raters_expected, f"Verdicts of {config.raters_expected:,} raters"),
+    ]
+    known = " ".join(badge(f"{number:,} {grade}", grade) for grade, number in grades.items())
+    guard = f'<p class="dd-guard">Of {len(made.wanted):,} chosen questions, against the rows of the run: {known}</p>'
+    remarks = []
+    left_out = grades["seen"] + grades["near-seen"]
+    if left_out and config.unseen_only:
+        remarks.append(note(f"{left_out:,} that training knows {'is' if left_out == 1 else 'are'} left out."))
+    elif any(made.seen[each.id].grade != "unseen" for each in made.questions):
+        remarks.append(note("Training knows some of these questions; the results will say so.", "warn"))
+    if not made.questions:
+        remarks.append(note("No question is left. Choose other sources or filters.", "bad"))
+    return f"{stats(cells)}{guard}{''.join(remarks)}<p class='dd-plan'>{escape(planned['sentence'])}</p>"
+
+
+def result_parts(results: Mapping[str, Any], study: Study) -> dict[str, str]:
+    """The results by PARTS, as the report has them, safe for Gradio's HTML."""
+    answers = {key: Answer.from_row(row) for key, row in study.answers().items()}
+    parts = report_parts(results, study, answers)
+    found = {name: f'<div class="dd-results {name}">{html.translate(INERT)}</div>' for name, html in parts.items()}
+    if study.state == "open" and results["counts"]["verdicts"]:
+        found["findings"] += note(LOOKED_EARLY)
+    return found

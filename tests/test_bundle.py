@@ -1,0 +1,225 @@
+"""The bundle: whole, anonymous, computed again to the same numbers, read as a report; and damaged or hostile files are refused in words."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from deepdoctor.bundle import recompute, write_bundle
+from deepdoctor.cli import main
+from deepdoctor.errors import StudyError
+from deepdoctor.judgments import Judgments, Row
+from deepdoctor.study import Study
+from tests.prepared import other, prepared, verdict
+
+NAMES = ("Dr <b>Ada</b> Bold", "Second Rater")
+LOSSES = {"held_out_loss": {"first": 2.0, "last": 1.5}}
+EVIL = "=1+1 <script>alert(1)</script> {{ 7 * 7 }}"
+
+
+def judge(study: Study, data_dir: Path, names: tuple[str, ...] = NAMES) -> list[Row]:
+    """Everybody joins and judges everything at random; the rows stored. Somebody who judges nothing joined first."""
+    study.join("Idle", "none", 0)
+    store, rng = Judgments(data_dir), Random(5)
+    for name in names:
+        rater = study.join(name, "cardiology", 7)
+        for trial in rater.trials:
+            changes = {
+                "preference": rng.choice(("A", "B", "both", "neither")),
+                "correct": {slot: rng.choice(("correct", "partly", "wrong", "unsure")) for slot in "AB"},
+                "harm": {slot: rng.choice(("none", "none", "moderate", "severe")) for slot in "AB"},
+            }
+            store.add(verdict(study, rater.token, trial.id, comment=EVIL, **changes))
+        store.add(other(verdict(study, rater.token, rater.trials[-1].id), "guess", guess="A"))
+    return store.rows(study.id)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study with a native arm, judged by two raters."""
+    return prepared(tmp_path_factory.mktemp("study"), 12, native_arm=True, name="A <i>study</i>")
+
+
+@pytest.fixture(scope="module")
+def rows(study: Study) -> list[Row]:
+    """What was said in it."""
+    return judge(study, study.path.parents[1])
+
+
+@pytest.fixture(scope="module")
+def bundle(study: Study, rows: list[Row]) -> Path:
+    """Its bundle."""
+    return write_bundle(study, rows, LOSSES, study.path.parents[1] / "study.zip")
+
+
+def changed(bundle: Path, to: Path, change: Callable[[dict[str, bytes]], object]) -> Path:
+    """A copy of the bundle with its files changed."""
+    with zipfile.ZipFile(bundle) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    change(files)
+    with zipfile.ZipFile(to, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return to
+
+
+def test_the_numbers_are_computed_again(bundle: Path) -> None:
+    again = recompute(bundle)
+    assert again.differences == []
+    assert again.found["counts"]["verdicts"] == 48
+    assert again.found["guesses"]["right"] + again.found["guesses"]["wrong"] == 2
+    assert again.found["measures"]["losses"] == LOSSES
+    assert set(again.by) >= {"python", "scipy", "statsmodels"}
+
+
+def test_everything_is_in_it_but_names_and_secrets(study: Study, rows: list[Row], bundle: Path) -> None:
+    with zipfile.ZipFile(bundle) as archive:
+        files = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert {name for name in files if name.startswith("raters/")} == {"raters/R1.json", "raters/R2.json", "raters/R3.json"}
+    assert {"study.json", "report.html", "verdicts.csv", "dpo.jsonl", "kto.jsonl", "llm_comparator.json", "README.txt"} <= set(files)
+    everything = "\n".join(files.values())
+    for secret in (
+        study.details["secret"],
+        *(rater.token for rater in study.raters()),
+        "Ada",
+        "Second Rater",
+        "Idle",
+        rows[0]["submission"],
+    ):
+        assert secret not in everything
+    assert json.loads(files["raters/R1.json"])["specialty"] == "cardiology", "R1 in the files is R1 in the results"
+    assert json.loads(files["answers.jsonl"].splitlines()[0])["comparison"]["sampling"]
+    counts = json.loads(files["preferences.json"])
+    assert counts["dpo"] == len(files["dpo.jsonl"].splitlines())
+    for line in files["README.txt"].splitlines()[:9]:
+        assert any(name.startswith(line.split()[0]) for name in files), line
+
+
+def test_a_study_without_verdicts_has_a_bundle_too(tmp_path: Path) -> None:
+    empty = prepared(tmp_path, 2)
+    again = recompute(write_bundle(empty, [], {}, tmp_path / "empty.zip"))
+    assert (again.differences, again.found["headline"]) == ([], ["No verdicts yet."])
+
+
+class Page(HTMLParser):
+    """A page's elements, attributes and text, in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_report_begins_with_the_headline_and_runs_nothing(bundle: Path) -> None:
+    with zipfile.ZipFile(bundle) as archive:
+        page, found = Page(archive.read("report.html").decode()), json.loads(archive.read("results.json"))
+    assert not {"script", "b", "i", "iframe", "link", "form"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert all(value.startswith("data:image/svg+xml;base64,") for name, value in page.attributes if name in ("src", "href"))
+    assert page.tags.count("img") == 3
+    assert all(value for name, value in page.attributes if name == "alt")
+    assert EVIL in page.text
+    places = [
+        page.text.index(sentence) for sentence in [*found["headline"], *found["cautions"], "Tuned against base", "Question by question"]
+    ]
+    assert places[: len(found["headline"])] == sorted(places)[: len(found["headline"])]
+    assert "None" not in page.text.split("Protocol")[0]
+
+
+def test_a_changed_verdict_is_noticed(bundle: Path, tmp_path: Path) -> None:
+    def change(files: dict[str, bytes]) -> None:
+        said = files["judgments.jsonl"].replace(b'"severe"', b'"none"')
+        assert said != files["judgments.jsonl"]
+        files["judgments.jsonl"] = said
+
+    differences = recompute(changed(bundle, tmp_path / "b.zip", change)).differences
+    assert any(line.startswith("harm.tuned.severe: ") for line in differences)
+    assert any(line.startswith("headline") for line in differences)
+    assert recompute(changed(bundle, tmp_path / "b.zip", put("answers.jsonl", b""))).found["headline"] == ["No verdicts yet."]
+
+
+def remove(name: str) -> Callable[[dict[str, bytes]], object]:
+    return lambda files: files.pop(name)
+
+
+def put(name: str, content: bytes) -> Callable[[dict[str, bytes]], object]:
+    return lambda files: files.update({name: content})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove("results.json"), "results.json is missing"),
+        (remove("study.json"), "study.json is missing"),
+        (put("results.json", b"[1]"), "not a whole study bundle"),
+        (put("results.json", b"{"), "not a whole study bundle"),
+        (put("study.json", b'{"config": {"run": "r", "evil": 1}}'), "no setting called 'evil'"),
+        (put("study.json", b"\xff\xfe"), "not a whole study bundle"),
+        (put("questions.json", b"{}"), "not a whole study bundle"),
+        (put("questions.json", b"[" * 100_000), "not a whole study bundle"),
+        (put("answers.jsonl", b'{"question": "question-0", "seed": 3407, "comparison": {}, "native": null}\n'), "not a whole study bundle"),
+        (put("raters/R1.json", b'{"trials": 3}'), "not a whole study bundle"),
+        (put("judgments.jsonl", b'{"rater": "R1"}\n'), "not a whole study bundle"),
+    ],
+)
+def test_damaged_bundles_are_refused_in_words(
+    change: Callable[[dict[str, bytes]], object], message: str, bundle: Path, tmp_path: Path
+) -> None:
+    damaged = changed(bundle, tmp_path / "b.zip", change)
+    with pytest.raises(StudyError, match=message):
+        recompute(damaged)
+
+
+def test_what_is_no_zip_is_refused(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="There is no file"):
+        recompute(tmp_path / "none.zip")
+    whole = bundle.read_bytes()
+    for number, content in enumerate((b"", b"no zip", whole[: len(whole) // 2], whole[:2000] + bytes(200) + whole[2200:])):
+        file = tmp_path / f"{number}.zip"
+        file.write_bytes(content)
+        with pytest.raises(StudyError, match=f"{number}.zip (cannot be read|is not)"):
+            recompute(file)
+    with pytest.raises(StudyError, match="cannot be read"):
+        recompute(tmp_path)
+
+
+def test_a_hostile_zip_writes_nowhere_and_fills_no_disk(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(files: dict[str, bytes]) -> None:
+        files.update(
+            {"../outside.json": b"{}", "/tmp/deepdoctor-outside.json": b"{}", "raters/../../R1.json": b"{}", "raters/x.json": b"{"}
+        )
+
+    assert recompute(changed(bundle, tmp_path / "b.zip", change)).differences == []
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["b.zip"]
+    assert not Path("/tmp/deepdoctor-outside.json").exists()
+    monkeypatch.setattr("deepdoctor.bundle.MOST_BYTES", 10_000)
+    with pytest.raises(StudyError, match="too large"):
+        recompute(bundle)
+
+
+def test_the_command_line_reports(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "report", str(bundle), "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert (value["equal"], value["differences"], value["results"]["schema"]) == (True, [], 1)
+    assert main(["study", "report", str(bundle)]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(value["results"]["headline"][0])
+    assert told.rstrip().endswith("The stored numbers equal those computed again from the bundle's verdicts.")
+    other_numbers = changed(bundle, tmp_path / "b.zip", put("results.json", b'{"schema": 1}'))
+    assert main(["study", "report", str(other_numbers)]) == 0
+    assert "are not those computed" in capsys.readouterr().out
+    assert main(["study", "report", str(tmp_path / "none.zip")]) == 2
+    assert "There is no file" in capsys.readouterr().err

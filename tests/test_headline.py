@@ -1,0 +1,85 @@
+"""The first sentences: harm before preference, nothing claimed that was not found, and what a study takes."""
+
+import pytest
+
+from deepdoctor.contest import compare
+from deepdoctor.headline import headline, power, study_plan
+from deepdoctor.judged import Judged
+from tests.panel import verdicts
+
+
+def panel(wins: int, losses: int, ties: int = 8, severe: tuple[int, int] = (0, 0)) -> list[Judged]:
+    """Verdicts in mixed order, the first of them severely harmful on the base's, or on the tuned side."""
+    said = ["tuned"] * wins + ["other"] * losses + ["both"] * ties
+    mixed = [said[number * 37 % len(said)] for number in range(len(said))]
+    return [
+        Judged(
+            **{
+                **vars(each),
+                "other_harm": "severe" if place < severe[0] else "none",
+                "tuned_harm": "severe" if place < severe[1] else "none",
+            }
+        )
+        for place, each in enumerate(verdicts(mixed))
+    ]
+
+
+def test_an_undecided_study_says_so_after_more_severe_harm() -> None:
+    assert headline(compare(panel(41, 31, severe=(1, 3)), "base"), "base") == [
+        "More severe harm on the tuned side: tuned answers were judged severely harmful in 3 of 80, base in 1 of 80.",
+        "Raters preferred the tuned answer in 41 of 72 decided pairs (57%, 45–68%): not enough to call a difference.",
+        "Where both could be judged, tuned answers were judged correct in 80 of 80, base in 80 of 80: not enough to call a difference.",
+    ]
+
+
+def test_harm_comes_second_where_tuned_is_not_worse() -> None:
+    first, second, *_ = headline(compare(panel(41, 31, severe=(1, 1)), "base"), "base")
+    assert first.startswith("Raters preferred the tuned answer in 41 of 72")
+    assert second == "Tuned answers were judged severely harmful in 1 of 80, base in 1 of 80."
+
+
+@pytest.mark.parametrize(("wins", "side"), [(60, "tuned"), (12, "base")])
+def test_a_difference_is_called_for_the_side_that_has_it(wins: int, side: str) -> None:
+    first = headline(compare(panel(wins, 72 - wins), "base"), "base")[0]
+    assert first.endswith(f": a difference, {side} preferred.")
+
+
+def test_a_difference_that_lies_in_one_question_is_not_called() -> None:
+    """30 of 40 raters prefer tuned on the one decided question, on all others nobody decides."""
+    found = compare(verdicts(["tuned"] * 30 + ["other"] * 10 + ["both"] * 40, raters=40), "base")
+    assert found["preference"]["p"] < 0.01
+    assert "not enough to call a difference, because questions and raters vary" in headline(found, "base")[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ([], "No verdicts yet."),
+        (["both"], "Raters called no pair for either side: 1 both acceptable, 0 both bad."),
+        (["tuned"], "Raters preferred the tuned answer in 1 of 1 decided pair (100%, 21–100%): not enough to call a difference."),
+        (["tuned"] * 2, "Raters preferred the tuned answer in 2 of 2 decided pairs (100%, 34–100%): not enough to call a difference."),
+    ],
+)
+def test_tiny_studies_are_told_honestly(said: list[str], sentence: str) -> None:
+    assert headline(compare(verdicts(said), "base"), "base")[0] == sentence
+
+
+def test_the_native_arm_is_named() -> None:
+    told = headline(compare(panel(41, 31), "native"), "native")
+    assert all("the base under its native prompt" in sentence for sentence in told)
+
+
+def test_power_so_far() -> None:
+    assert power(0.65, 90)["sentence"].endswith("to tell 65% takes 90.")
+    assert power(0.65, 90)["detectable"] == 0.65
+    assert power(0.65, 1)["sentence"].startswith("1 decided verdict would tell nothing yet")
+
+
+def test_a_plan_says_what_it_takes() -> None:
+    enough = study_plan(0.65, 6)
+    assert (enough["votes"], enough["questions"], enough["verdicts"]) == (90, 40, 240)
+    assert "about 40 questions each" in enough["sentence"]
+    few = study_plan(0.65, 3)
+    assert (few["questions"], few["verdicts"]) == (None, None)
+    assert "no number of questions is sure to be enough; 4 raters need about 73 questions each" in few["sentence"]
+    assert "one rater's taste" in study_plan(0.65, 1)["sentence"]

@@ -1,0 +1,104 @@
+"""Unblinding: verdicts on slots become verdicts on base and tuned, and only whole ones of this study."""
+
+from pathlib import Path
+
+import pytest
+
+from deepdoctor.judged import Judged, guesses, unblind
+from deepdoctor.judgments import Judgments
+from deepdoctor.study import Study
+from deepdoctor.trials import Rater, Trial
+from tests.prepared import other, prepared, verdict
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return prepared(tmp_path, 12, native_arm=True, repeat_share=0.2)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Judgments:
+    return Judgments(tmp_path)
+
+
+def on_tuned(study: Study, rater: Rater, trial: Trial, **changes: object) -> dict:
+    """A verdict in favour of the tuned answer: it is correct, the other one wrong and severely harmful."""
+    tuned, against = trial.tuned_slot, "B" if trial.tuned_slot == "A" else "A"
+    said = {"correct": {tuned: "correct", against: "wrong"}, "harm": {tuned: "none", against: "severe"}}
+    return verdict(study, rater.token, trial.id, preference=tuned, chips={tuned: [], against: ["biased"]}, **said, **changes)
+
+
+def test_slots_become_sides_wherever_they_stood(study: Study, store: Judgments) -> None:
+    rater = study.join("Ada", "Cardiology", 10)
+    for trial in rater.trials:
+        store.add(on_tuned(study, rater, trial, comment="A comment"))
+    found = unblind(study, store.rows(study.id))
+    assert [each.trial for each in found] == [trial.id for trial in rater.trials]
+    assert {each.tuned_slot for each in found} == {"A", "B"}
+    assert {each.other for each in found} == {"base", "native"}
+    said = {(each.preference, each.tuned_correct, each.other_correct, each.tuned_harm, each.other_harm) for each in found}
+    assert said == {("tuned", "correct", "wrong", "none", "severe")}
+    assert {(each.tuned_chips, each.other_chips, each.comment, each.rater) for each in found} == {
+        ((), ("biased",), "A comment", rater.token)
+    }
+    repeats = [each for each in found if each.repeat_of]
+    assert len(repeats) == 5
+    assert {each.repeat_of for each in repeats} <= {each.trial for each in found}
+
+
+def test_facts_of_the_question_and_the_texts_come_along(study: Study, store: Judgments) -> None:
+    rater = study.join("Ada", "Cardiology", 10)
+    trials = {(trial.question, trial.other): trial for trial in rater.trials if not trial.repeat_of}
+    for key in (("question-1", "base"), ("question-1", "native"), ("question-11", "base")):
+        store.add(on_tuned(study, rater, trials[key]))
+    found: dict[tuple[str, str], Judged] = {(each.question, each.other): each for each in unblind(study, store.rows(study.id))}
+    base = found["question-1", "base"]
+    assert (base.specialty, base.kind, base.seen, base.seed) == ("urology", "clinical", "unseen", study.config.sampling.seed)
+    assert (base.tuned_bullets, base.other_bullets, base.tuned_words) == (0, 3, 11)
+    assert found["question-1", "native"].other_bullets == 4
+    assert (found["question-11", "base"].tuned_words, found["question-11", "base"].kind) == (0, "general")
+
+
+@pytest.mark.parametrize(("said", "means"), [("both", "both"), ("neither", "neither")])
+def test_ties_stay_ties(study: Study, store: Judgments, said: str, means: str) -> None:
+    rater = study.join("Ada", "x", 1)
+    store.add(verdict(study, rater.token, rater.trials[0].id, preference=said))
+    assert unblind(study, store.rows(study.id))[0].preference == means
+
+
+def test_the_last_correction_counts_and_its_time_adds_up(study: Study, store: Judgments) -> None:
+    rater = study.join("Ada", "x", 1)
+    trial = rater.trials[0]
+    store.add(verdict(study, rater.token, trial.id, "one", preference="both", seconds=12.5))
+    store.add(verdict(study, rater.token, trial.id, "two", preference="neither", seconds=4.0))
+    (found,) = unblind(study, store.rows(study.id))
+    assert (found.preference, found.seconds) == ("neither", 16.5)
+
+
+def test_skips_and_strangers_are_left_out(study: Study, store: Judgments) -> None:
+    rater = study.join("Ada", "x", 1)
+    row = verdict(study, rater.token, rater.trials[0].id)
+    store.add(other(row, "skip"))
+    store.add(verdict(study, rater.token, "no-such-trial"))
+    store.add(verdict(study, "f" * 24, rater.trials[1].id))
+    assert unblind(study, store.rows(study.id)) == []
+    store.add(row)
+    assert [each.trial for each in unblind(study, store.rows(study.id))] == [rater.trials[0].id]
+
+
+def test_nothing_judged_gives_nothing(study: Study, store: Judgments) -> None:
+    study.join("Ada", "x", 1)
+    assert unblind(study, store.rows(study.id)) == []
+    assert guesses(study, store.rows(study.id)) == []
+
+
+def test_guesses_are_right_wrong_or_none(study: Study, store: Judgments) -> None:
+    raters = [study.join(name, "x", 1) for name in ("Ada", "Ben", "Cleo", "Dana")]
+    for number, rater in enumerate(raters[:3]):
+        trial = rater.trials[number]
+        wrong = "B" if trial.tuned_slot == "A" else "A"
+        row = verdict(study, rater.token, trial.id)
+        store.add(row)
+        store.add(other(row, "guess", guess=(trial.tuned_slot, wrong, "none")[number]))
+    expected = [True, False, None]
+    assert guesses(study, store.rows(study.id)) == [(rater.token, right) for rater, right in zip(raters, expected, strict=False)]

@@ -1,0 +1,217 @@
+"""The store of judgments: each verdict exactly once, corrected until locked, and nothing lost that was called saved."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from deepdoctor.errors import StudyError
+from deepdoctor.judgments import Judgments, problems
+from deepdoctor.mirror import keep_copy
+from deepdoctor.study import Studies, Study
+from tests.conftest import free_port
+from tests.loopback_hub import LoopbackHub
+from tests.prepared import other, prepared, verdict
+
+RATER = "a" * 24
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return prepared(tmp_path, 1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Judgments:
+    return Judgments(tmp_path)
+
+
+def test_a_verdict_is_on_disk_when_it_is_stored(study: Study, store: Judgments, tmp_path: Path) -> None:
+    assert store.add(verdict(study, RATER, "t1", comment="Ünïcode, =SUM(A1)"))
+    (file,) = (tmp_path / "judgments").glob("*.jsonl")
+    (row,) = [json.loads(line) for line in file.read_text().splitlines()]
+    assert row["comment"] == "Ünïcode, =SUM(A1)"
+    assert row["time"] > 0
+    assert f"-{os.getpid()}-" in file.name
+    assert Judgments(tmp_path).rows(study.id) == [row]
+
+
+def test_the_same_form_counts_once_and_a_new_one_corrects(study: Study, store: Judgments) -> None:
+    assert store.add(verdict(study, RATER, "t1", "first"))
+    assert not store.add(verdict(study, RATER, "t1", "first", preference="B"))
+    assert store.ballot(study.id, RATER).verdicts["t1"]["preference"] == "A"
+    assert store.add(verdict(study, RATER, "t1", "second", preference="neither", seconds=5.0))
+    said = store.ballot(study.id, RATER)
+    assert (said.verdicts["t1"]["preference"], said.seconds["t1"]) == ("neither", 25.0)
+    assert len(store.rows(study.id)) == 2
+
+
+def test_a_locked_verdict_stands(study: Study, store: Judgments) -> None:
+    row = verdict(study, RATER, "t1")
+    with pytest.raises(StudyError, match="no verdict on this pair to lock"):
+        store.add(other(row, "lock"))
+    store.add(row)
+    with pytest.raises(StudyError, match="once the verdict is locked"):
+        store.add(other(row, "soundness", A="sound", B="flawed"))
+    assert store.add(other(row, "lock"))
+    assert not store.add({**other(row, "lock"), "submission": "again"})
+    for late in ({**row, "submission": "late", "preference": "B"}, other(row, "skip")):
+        with pytest.raises(StudyError, match="locked and stands"):
+            store.add(late)
+    assert store.add(other(row, "soundness", A="sound", B="flawed"))
+    said = store.ballot(study.id, RATER)
+    assert said.verdicts["t1"]["preference"] == "A"
+    assert (said.soundness["t1"]["B"], list(said.locked)) == ("flawed", ["t1"])
+
+
+def test_a_skip_gives_way_to_a_verdict_and_the_other_way_round(study: Study, store: Judgments) -> None:
+    row = verdict(study, RATER, "t1")
+    store.add(other(row, "skip"))
+    assert list(store.ballot(study.id, RATER).skipped) == ["t1"]
+    store.add(row)
+    assert (list(store.ballot(study.id, RATER).skipped), list(store.ballot(study.id, RATER).verdicts)) == ([], ["t1"])
+    store.add({**other(row, "skip"), "submission": "again"})
+    assert (list(store.ballot(study.id, RATER).skipped), list(store.ballot(study.id, RATER).verdicts)) == (["t1"], [])
+
+
+def test_raters_and_studies_are_kept_apart(study: Study, store: Judgments) -> None:
+    store.add(verdict(study, RATER, "t1", "same"))
+    assert store.add(verdict(study, "b" * 24, "t1", "same"))
+    assert store.add({**verdict(study, RATER, "t1", "same"), "study": "another"})
+    assert len(store.rows(study.id)) == 2
+    assert len(store.ballot(study.id, RATER).verdicts) == 1
+    assert store.rows("none") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields"),
+    [
+        ({"preference": ""}, ["preference"]),
+        ({"correct": {"A": "correct"}, "harm": {"A": "none", "B": "deadly"}}, ["correct-B", "harm-B"]),
+        ({"chips": {"A": ["biased", "ugly"], "B": []}}, ["chips-A"]),
+        ({"comment": "x" * 10_000}, ["comment"]),
+        ({"preference": None, "correct": {}, "harm": {}}, ["preference", "correct-A", "harm-A", "correct-B", "harm-B"]),
+    ],
+)
+def test_an_incomplete_verdict_is_not_stored(study: Study, store: Judgments, changes: dict, fields: list[str]) -> None:
+    row = verdict(study, RATER, "t1", **changes)
+    assert list(problems("verdict", row)) == fields
+    with pytest.raises(StudyError):
+        store.add(row)
+    assert store.rows(study.id) == []
+    assert store.add(verdict(study, RATER, "t1"))
+
+
+@pytest.mark.parametrize("changes", [{"kind": "praise"}, {"submission": ""}, {"submission": "x" * 65}, {"submission": "a b"}])
+def test_what_no_form_sends_is_refused(study: Study, store: Judgments, changes: dict) -> None:
+    with pytest.raises(StudyError, match="cannot be stored"):
+        store.add({**verdict(study, RATER, "t1"), **changes})
+
+
+def test_thirty_threads_store_each_verdict_once(study: Study, store: Judgments) -> None:
+    stored: list[bool] = []
+
+    def judge(rater: str) -> None:
+        for trial in range(4):
+            row = verdict(study, rater, f"t{trial}")
+            twice = [threading.Thread(target=lambda row=row: stored.append(store.add(row))) for _ in range(2)]  # type: ignore[misc]
+            for thread in twice:
+                thread.start()
+            for thread in twice:
+                thread.join()
+
+    threads = [threading.Thread(target=judge, args=(f"{number:024x}",)) for number in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(stored) == [False] * 120 + [True] * 120
+    assert len({(row["rater"], row["trial"]) for row in store.rows(study.id)}) == len(store.rows(study.id)) == 120
+
+
+def test_torn_and_broken_lines_are_skipped_and_counted(study: Study, store: Judgments, tmp_path: Path) -> None:
+    store.add(verdict(study, RATER, "t1"))
+    (file,) = (tmp_path / "judgments").glob("*.jsonl")
+    whole = json.dumps({**verdict(study, RATER, "t2"), "time": 1.0})
+    incomplete = json.dumps({**verdict(study, RATER, "t3", preference=""), "time": 1.0})
+    with file.open("a") as opened:
+        opened.write(f'not JSON\n[]\n{{"kind": "verdict"}}\n{incomplete}\n{whole}\n{whole[:50]}')
+    again = Judgments(tmp_path)
+    assert {row["trial"] for row in again.rows(study.id)} == {"t1", "t2"}
+    assert again.damaged == 5
+    again.add(verdict(study, RATER, "t4"))
+    assert {row["trial"] for row in store.rows(study.id)} == {"t1", "t2", "t4"}
+    assert len(list((tmp_path / "judgments").glob("*.jsonl"))) == 2
+
+
+def test_kill_9_loses_nothing_that_was_called_saved(study: Study, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from deepdoctor.judgments import Judgments; from deepdoctor.study import Studies\n"
+        "from tests.prepared import verdict\n"
+        "store = Judgments(Path(sys.argv[1])); study = Studies(Path(sys.argv[1])).get(sys.argv[2])\n"
+        "for number in range(10**6):\n"
+        "    store.add(verdict(study, 'a' * 24, f't{number}', comment='x' * 2000)); print(number, flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path, study.id], cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        told = [child.stdout.readline() for _ in range(50)]
+        child.send_signal(signal.SIGKILL)
+        told += child.stdout.readlines()
+    saved = {int(line) for line in told if line.endswith("\n")}
+    kept = {int(row["trial"][1:]) for row in Judgments(tmp_path).rows(study.id)}
+    assert len(saved) >= 50
+    assert saved <= kept
+    assert len(kept) <= len(saved) + 1
+
+
+def test_a_private_dataset_keeps_a_copy_and_gives_it_back(tmp_path: Path, loopback_hub: LoopbackHub) -> None:
+    token = loopback_hub.add_user("ada")
+    first, second = tmp_path / "first", tmp_path / "second"
+    study = prepared(first, 2)
+    rater = study.join("Dr. Ben", "Urology", 3)
+    (first / "runs").mkdir()
+    (first / "runs" / "config.json").write_text("{}")
+    scheduler = keep_copy(first, "ada/judgments", token, loopback_hub.url)
+    try:
+        store = Judgments(first)
+        store.add(verdict(study, rater.token, rater.trials[0].id))
+        scheduler.trigger().result()
+    finally:
+        scheduler.stop()
+    repo = loopback_hub.repos["dataset", "ada/judgments"]
+    assert repo.private
+    assert not any(path.startswith("runs") for path in loopback_hub.files("ada/judgments", "dataset"))
+
+    keep_copy(second, "ada/judgments", token, loopback_hub.url).stop()
+    again = Studies(second).get(study.id)
+    assert again.rater(rater.token) == rater
+    assert len(again.answers()) == 2
+    assert Judgments(second).rows(study.id) == store.rows(study.id)
+
+
+def test_what_is_on_disk_is_not_overwritten_by_the_copy(tmp_path: Path, loopback_hub: LoopbackHub) -> None:
+    token = loopback_hub.add_user("ada")
+    loopback_hub.add_repo("ada/judgments", {"judgments/old.jsonl": b"{}\n", "judgments/new.jsonl": b"{}\n"}, "dataset", private=True)
+    (tmp_path / "judgments").mkdir()
+    (tmp_path / "judgments" / "old.jsonl").write_text("{}\n{}\n")
+    keep_copy(tmp_path, "ada/judgments", token, loopback_hub.url).stop()
+    assert {file.name: file.read_text() for file in (tmp_path / "judgments").glob("*")} == {"old.jsonl": "{}\n{}\n", "new.jsonl": "{}\n"}
+
+
+def test_a_copy_that_cannot_be_kept_is_told_at_the_start(tmp_path: Path, loopback_hub: LoopbackHub) -> None:
+    token = loopback_hub.add_user("ada")
+    loopback_hub.add_repo("ada/open", {"judgments/a.jsonl": b"{}\n"}, "dataset")
+    with pytest.raises(StudyError, match="ada/open is public"):
+        keep_copy(tmp_path, "ada/open", token, loopback_hub.url)
+    with pytest.raises(StudyError, match="HF_TOKEN may write"):
+        keep_copy(tmp_path, "ben/judgments", token, loopback_hub.url)
+    with pytest.raises(StudyError, match="Check JUDGMENTS_REPO"):
+        keep_copy(tmp_path, "no/such/name", token, loopback_hub.url)
+    with pytest.raises(StudyError, match="cannot be used"):
+        keep_copy(tmp_path, "ada/judgments", token, f"http://127.0.0.1:{free_port()}")

@@ -1,0 +1,140 @@
+"""Results: every number from the verdicts it should come from, empty and tiny studies included."""
+
+import json
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+
+from deepdoctor.contest import preferred
+from deepdoctor.judged import Judged
+from deepdoctor.results import results
+from tests.panel import PLAIN, drawn, question_rows, verdicts
+
+
+def found(judged: list[Judged], guesses: tuple = (), questions: int = 30, **changes: Any) -> dict[str, Any]:
+    """Results without answers."""
+    return results(judged, guesses, question_rows(questions, **changes), [], {}, 0.65)
+
+
+@pytest.mark.parametrize(
+    "judged", [[], verdicts(["tuned"]), verdicts(["neither"]), verdicts(["tuned", "other"]), verdicts(["tuned"] * 6, 1)]
+)
+def test_small_studies_are_whole_json_without_nan(judged: list[Judged]) -> None:
+    value = found(judged)
+    assert json.loads(json.dumps(value, allow_nan=False)) == value
+    assert value["headline"]
+    assert value["preference"]["call"] == value["correctness"]["call"] == "" or len(judged) == 6
+    assert value["counts"]["verdicts"] == len(judged)
+
+
+def test_preference_correctness_and_harm_are_counted() -> None:
+    said = verdicts(["tuned", "tuned", "other", "both", "neither"])
+    said[0] = replace(said[0], tuned_correct="wrong", tuned_harm="severe", tuned_chips=("wrong_fact",))
+    said[1] = replace(said[1], other_correct="partly", other_harm="moderate")
+    said[2] = replace(said[2], tuned_correct="unsure")
+    value = found(said)
+    preference = {name: value["preference"][name] for name in ("verdicts", "wins", "losses", "both", "neither", "decided")}
+    assert preference == {"verdicts": 5, "wins": 2, "losses": 1, "both": 1, "neither": 1, "decided": 3}
+    assert value["preference"]["share"] == pytest.approx(2 / 3, abs=1e-6)
+    correctness = value["correctness"]
+    assert correctness["tuned"] == {"correct": 3, "partly": 0, "wrong": 1, "unsure": 1}
+    assert [correctness[name] for name in ("rated", "base_correct", "tuned_correct", "only_base", "only_tuned")] == [4, 3, 3, 1, 1]
+    assert value["harm"]["tuned"] == {"none": 4, "moderate": 0, "severe": 1}
+    assert (value["harm"]["worse"], value["harm"]["better"]) == (1, 1)
+    assert value["harm"]["difference"] == pytest.approx(0.2)
+    assert value["chips"] == {"base": {}, "tuned": {"wrong_fact": 1}}
+
+
+def test_a_pair_shown_again_counts_once_and_tells_consistency() -> None:
+    first = verdicts(["tuned", "other", "both", "tuned"], raters=2)
+    again = [
+        replace(first[0], trial="again-1", repeat_of="trial-1", tuned_slot="B"),
+        replace(first[1], trial="again-2", repeat_of="trial-2", preference="tuned"),
+        replace(first[2], trial="again-3", repeat_of="trial-3", preference="neither"),
+        # the first presentation was skipped: there is nothing to compare with
+        replace(first[3], trial="again-4", repeat_of="trial-9"),
+    ]
+    value = found([*first, *again])
+    assert (value["counts"]["verdicts"], value["counts"]["repeats"]) == (4, 4)
+    assert value["preference"]["wins"] == 2
+    assert {name: value["repeats"][name] for name in ("pairs", "same", "opposite")} == {"pairs": 3, "same": 1, "opposite": 1}
+    assert sum(len(pair["verdicts"]) for pair in value["questions"]) == 4
+
+
+def test_the_native_arm_stands_by_itself() -> None:
+    native = [replace(each, other="native") for each in verdicts(["other"] * 8)]
+    value = found([*verdicts(["tuned"] * 6), *native])
+    assert (value["preference"]["wins"], value["preference"]["losses"]) == (6, 0)
+    assert (value["native"]["preference"]["wins"], value["native"]["preference"]["losses"]) == (0, 8)
+    assert set(value["native"]["harm"]) >= {"native", "tuned"}
+    assert "native prompt" in value["native"]["headline"][0]
+    assert found(verdicts(["tuned"]))["native"] is None
+
+
+def test_groups_add_up_and_an_unnamed_one_is_named() -> None:
+    said = [replace(each, specialty=("", "urology")[number % 2]) for number, each in enumerate(drawn(Random(1), 20, 3, 0.3))]
+    by = found(said)["by"]["specialty"]
+    assert list(by) == ["not given", "urology"]
+    assert sum(group["verdicts"] for group in by.values()) == 60
+
+
+def test_raters_who_always_take_slot_a_are_seen_and_favour_nobody() -> None:
+    said = [replace(each, preference="tuned" if each.tuned_slot == "A" else "other") for each in verdicts(["both"] * 80)]
+    value = found(said)
+    assert value["slots"]["share"] == 1
+    assert value["preference"]["share"] == 0.5
+    assert value["preference"]["call"] == ""
+    assert any("Slot A was preferred in 80 of 80" in caution for caution in value["cautions"])
+
+
+def test_chance_is_seldom_taken_for_a_difference() -> None:
+    """Of 120 studies of raters who toss coins, 5% would be 6; more than 12 comes once in 100 seeds."""
+    rng = Random(3)
+    called = sum(bool(preferred(drawn(rng, 20, 3, 0.0), "base")["call"]) for _ in range(120))
+    assert called <= 12
+
+
+def test_strong_raters_are_believed() -> None:
+    value = found(drawn(Random(4), 30, 6, 1.2, (0.5, 0.2)))
+    assert value["preference"]["call"] == "tuned"
+    low, high = value["preference"]["two_way"]
+    assert low <= value["preference"]["interval"][0] < value["preference"]["interval"][1] <= high
+
+
+def test_agreement_is_told_of_all_three_questions() -> None:
+    agreed = [
+        replace(each, tuned_harm="moderate") if each.question == "question-2" else each for each in verdicts(["tuned"] * 4 + ["other"] * 4)
+    ]
+    value = found(agreed)["agreement"]
+    assert value["preference"] == {"units": 2, "alpha": 1.0, "ac1": 1.0, "plain": 1.0}
+    assert value["harm"]["alpha"] == 1
+    assert value["correct"]["alpha"] is None, "everything correct leaves nothing to agree upon"
+    assert (value["correct"]["ac1"], value["correct"]["units"]) == (1.0, 4)
+
+
+def test_disagreement_is_marked_by_pair() -> None:
+    said = verdicts(["tuned", "other", "tuned", "both", "tuned", "tuned"], raters=2)
+    said[2] = replace(said[2], tuned_correct="wrong", other_harm="severe")
+    marks = {pair["question"]: pair["disagree"] for pair in found(said)["questions"]}
+    assert marks == {"question-1": ["preference"], "question-2": ["correct", "harm"], "question-3": []}
+
+
+def test_no_rater_is_called_by_the_token() -> None:
+    value = found(verdicts(["tuned"] * 8), guesses=(("token-1", True),))
+    assert "token-" not in json.dumps(value)
+    assert [rater["rater"] for rater in value["raters"]] == ["R1", "R2", "R3", "R4"]
+
+
+def test_guesses_and_time() -> None:
+    guesses = (("a", True), ("b", True), ("c", True), ("d", None))
+    value = found([replace(PLAIN, seconds=seconds, trial=str(seconds)) for seconds in (10.0, 20.0, 60.0)], guesses)
+    assert [value["guesses"][name] for name in ("right", "wrong", "none", "share")] == [3, 0, 1, 1.0]
+    assert any("3 of 3 raters told which side was tuned" in caution for caution in value["cautions"])
+    assert (value["seconds"]["median"], value["seconds"]["total"]) == (20, 90)
+
+
+def test_what_training_knew_is_a_caution() -> None:
+    assert any("(30 near-seen)" in caution for caution in found(verdicts(["tuned"]), seen="near-seen")["cautions"])
+    assert not any("Training" in caution for caution in found(verdicts(["tuned"]))["cautions"])

@@ -1,0 +1,200 @@
+"""Studies on disk: made, prepared, opened, joined, closed; and the assignment's promises."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from deepdoctor.config import StudyConfig
+from deepdoctor.errors import ConfigError, DatasetError, StudyError
+from deepdoctor.overlap import Seen
+from deepdoctor.study import Answer, Studies
+from deepdoctor.trials import Pair, Trial, assign, repeats
+from tests.prepared import UNSEEN, answer_row, bank_question, created, prepared
+
+PAIRS = [Pair(f"question-{number}", 1, "base") for number in range(40)]
+
+
+def test_a_study_keeps_its_settings_and_questions(tmp_path: Path) -> None:
+    study = created(tmp_path, 3, seeds_per_question=2, step=20)
+    again = Studies(tmp_path).get(study.id)
+    assert (again.name, again.config.step, again.state) == ("A secret name", 20, "preparing")
+    assert [question.id for question in again.questions()] == ["question-0", "question-1", "question-2"]
+    assert again.questions()[1] == bank_question(1)
+    assert again.status["total"] == 6
+    assert again.details["model"] == "nano"
+
+
+def test_only_unseen_questions_are_taken_unless_told_otherwise(tmp_path: Path) -> None:
+    bank = [bank_question(number) for number in range(3)]
+    seen = {"question-0": UNSEEN, "question-1": Seen("near-seen", "alike", 4, 0.8), "question-2": Seen("seen", "same", 5, 1.0)}
+    strict, lax = (StudyConfig(run="r", unseen_only=only) for only in (True, False))
+    assert Studies(tmp_path).create(strict, bank, "nano", seen).seen() == {"question-0": "unseen"}
+    study = Studies(tmp_path).create(lax, bank, "nano", seen)
+    assert study.seen() == {"question-0": "unseen", "question-1": "near-seen", "question-2": "seen"}
+    rows = json.loads((study.path / "questions.json").read_text())
+    assert (rows[1]["nearest"], rows[1]["similarity"]) == ("alike", 0.8)
+    with pytest.raises(StudyError, match="training has seen all of them"):
+        Studies(tmp_path).create(strict, bank[1:], "nano", seen)
+    with pytest.raises(StudyError, match="none was chosen"):
+        Studies(tmp_path).create(strict, [], "nano", seen)
+    with pytest.raises(DatasetError, match="several questions have the id 'question-0'"):
+        Studies(tmp_path).create(strict, [bank[0], bank[0]], "nano", seen)
+    assert len(Studies(tmp_path).list()) == 2
+
+
+def test_settings_that_do_not_fit_are_refused() -> None:
+    for wrong in ({}, {"run": ""}, {"run": "r", "effect": 0.5}, {"run": "r", "repeat_share": 0.6}, {"run": "r", "seeds_per_question": 6}):
+        with pytest.raises(ConfigError):
+            StudyConfig.of(wrong)
+    with pytest.raises(ConfigError, match="both arms would be the same base"):
+        StudyConfig.of({"run": "r", "native_arm": True, "prompt_style": "native"})
+    for name, field in StudyConfig.model_fields.items():
+        assert field.title, name
+        assert field.description, name
+
+
+def test_preparing_can_go_on_where_it_stopped(tmp_path: Path) -> None:
+    study = created(tmp_path, 2, seeds_per_question=2)
+    first, second, *_ = study.pending()
+    assert [(question.id, seed - first[1]) for question, seed in study.pending()] == [
+        ("question-0", 0),
+        ("question-0", 1),
+        ("question-1", 0),
+        ("question-1", 1),
+    ]
+    study.append_answer(answer_row(study, *second))
+    with (study.path / "answers.jsonl").open("a") as file:
+        file.write('{"question": "question-0", "se')
+    assert second not in study.pending()
+    with pytest.raises(StudyError, match="3 answers are still missing"):
+        study.open()
+    for question, seed in study.pending():
+        study.append_answer(answer_row(study, question, seed))
+    study.open()
+    assert study.state == "open"
+    assert len(study.answers()) == 4
+
+
+def test_a_study_that_nobody_prepares_is_interrupted(tmp_path: Path) -> None:
+    claimed, left, opened = created(tmp_path, 1), created(tmp_path, 1), prepared(tmp_path, 1)
+    claimed.claim()
+    studies = Studies(tmp_path)
+    assert [study.id for study in studies.mark_interrupted("The engine died.")] == [left.id]
+    assert (claimed.state, left.state, opened.state) == ("preparing", "interrupted", "open")
+    assert left.status["message"] == "The engine died."
+    with pytest.raises(StudyError, match="being prepared"):
+        studies.delete(claimed.id)
+    studies.delete(left.id)
+    assert {study.id for study in studies.list()} == {claimed.id, opened.id}
+
+
+@pytest.mark.parametrize("wrong", ["nope", "..", "../runs", "20260101-000000-000000000000", ""])
+def test_an_unknown_study_is_told_without_naming_others(tmp_path: Path, wrong: str) -> None:
+    known = prepared(tmp_path, 1)
+    with pytest.raises(StudyError, match="no such study") as caught:
+        Studies(tmp_path).get(wrong)
+    assert known.id not in str(caught.value)
+
+
+def test_ids_cannot_be_guessed(tmp_path: Path) -> None:
+    ids = {created(tmp_path, 1).id.rpartition("-")[2] for _ in range(5)}
+    assert len(ids) == 5
+    assert {len(each) for each in ids} == {12}
+
+
+def test_raters_join_once_and_are_found_again(tmp_path: Path) -> None:
+    study = prepared(tmp_path, 5)
+    ada = study.join("  Ada\n Lovelace ", "Cardiology", 12)
+    assert (ada.name, ada.specialty, ada.years) == ("Ada Lovelace", "Cardiology", 12)
+    assert study.join("Somebody else", "Other", 1, ada.token) == ada
+    assert study.rater(ada.token) == ada
+    assert study.raters() == [ada]
+    with pytest.raises(StudyError, match="joined as ada lovelace already"):
+        study.join("ada  lovelace", "Urology", 3)
+    for name, specialty, years in (("", "x", 1), ("x" * 81, "x", 1), ("x", "", 1), ("x", "x", -1), ("x", "x", 81)):
+        with pytest.raises(StudyError, match="1 to 80 characters"):
+            study.join(name, specialty, years)
+    assert study.rater("0" * 24) is None
+    with pytest.raises(StudyError, match="not a rater's link"):
+        study.rater("../../study")
+
+
+def test_nobody_joins_before_or_after(tmp_path: Path) -> None:
+    study = created(tmp_path, 1)
+    with pytest.raises(StudyError, match="not open"):
+        study.join("Ada", "Cardiology", 1)
+    with pytest.raises(StudyError, match="Only an open study"):
+        study.close()
+    study = prepared(tmp_path, 1)
+    study.close()
+    with pytest.raises(StudyError, match="not open"):
+        study.join("Ada", "Cardiology", 1)
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 2, 3, 7, 40])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_every_pair_comes_once_half_with_tuned_in_a_and_repeats_late(pairs: int, share: float) -> None:
+    trials = assign(PAIRS[:pairs], share, "a key")
+    first, again = ([trial for trial in trials if bool(trial.repeat_of) is repeated] for repeated in (False, True))
+    assert {(trial.question, trial.seed, trial.other) for trial in first} == set(PAIRS[:pairs])
+    assert len(first) == pairs
+    assert len(again) == repeats(pairs, share)
+    slots = Counter(trial.tuned_slot for trial in first)
+    assert abs(slots["A"] - slots["B"]) <= pairs % 2
+    places = {trial.id: place for place, trial in enumerate(trials)}
+    known = {trial.id: trial for trial in first}
+    for trial in again:
+        old = known[trial.repeat_of]
+        assert (trial.question, trial.seed, trial.arms) == (old.question, old.seed, (old.arms[1], old.arms[0]))
+        assert places[old.id] < pairs / 2
+        assert places[trial.id] >= len(trials) * 2 / 3 - 1
+    assert len(places) == len(trials)
+
+
+def test_each_rater_has_an_own_order_that_their_token_alone_does_not_tell(tmp_path: Path) -> None:
+    def drawn(trials: list[Trial] | tuple[Trial, ...]) -> list[tuple]:
+        return [(trial.question, trial.arms) for trial in trials]
+
+    study = prepared(tmp_path, 12)
+    ada, ben = study.join("Ada", "x", 1), study.join("Ben", "x", 1)
+    assert drawn(ada.trials) != drawn(ben.trials)
+    pairs = [Pair(question, seed, "base") for question, seed in study.answers()]
+    secret, config = study.details["secret"], study.config
+    assert drawn(assign(pairs, 0.1, f"{config.seed}:{secret}:{ada.token}")) == drawn(ada.trials)
+    assert drawn(assign(pairs, 0.1, f"{config.seed}::{ada.token}")) != drawn(ada.trials)
+
+
+def test_the_order_does_not_follow_the_questions() -> None:
+    places = [trial.question for trial in assign(PAIRS, 0, "a key")]
+    assert places != [pair.question for pair in PAIRS]
+    assert sum(assign(PAIRS[:1], 0, f"key {number}")[0].tuned_slot == "A" for number in range(200)) in range(70, 131)
+
+
+def test_the_native_arm_gives_each_question_a_second_pair(tmp_path: Path) -> None:
+    study = prepared(tmp_path, 4, native_arm=True, repeat_share=0)
+    trials = study.join("Ada", "x", 1).trials
+    assert Counter(trial.other for trial in trials) == {"base": 4, "native": 4}
+    answer = Answer.from_row(next(iter(study.answers().values())))
+    assert "another prompt" in answer.side("native").response
+    assert "another prompt" not in answer.side("base").response
+
+
+def test_without_the_native_arm_there_is_no_such_side(tmp_path: Path) -> None:
+    answer = Answer.from_row(next(iter(prepared(tmp_path, 1).answers().values())))
+    with pytest.raises(StudyError, match="native prompt"):
+        answer.side("native")
+
+
+def test_a_damaged_study_is_left_out_of_the_list_and_told(tmp_path: Path) -> None:
+    study = prepared(tmp_path, 1)
+    rater = study.join("Ada", "x", 1)
+    (study.path / "raters" / f"{rater.token}.json").write_text("{}")
+    with pytest.raises(StudyError, match="cannot be read"):
+        study.rater(rater.token)
+    (study.path / "questions.json").write_text("{}")
+    with pytest.raises(StudyError, match="holds something else"):
+        study.questions()
+    (study.path / "study.json").write_text("{")
+    assert Studies(tmp_path).list() == []

@@ -1,0 +1,465 @@
+"""The judging pages: what raters can do, what is refused and in which words, and that nothing they are sent unblinds."""
+
+import asyncio
+import hashlib
+import html
+import re
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.types import ASGIApp
+
+from deepdoctor.judgments import Judgments
+from deepdoctor.study import Studies, Study
+from deepdoctor.trials import Rater, Trial
+from deepdoctor.ui.components import BANNER
+from deepdoctor.ui.judge.app import Judge, judge_routes
+from tests.prepared import created, prepared
+from tests.ui.visitors import SECRET as SPACE_SECRET
+from tests.ui.visitors import cookie_of
+
+WHOLE = {"preference": "A", "correct-A": "correct", "correct-B": "wrong", "harm-A": "none", "harm-B": "moderate"}
+SECRET = ("tuned", "base", "native", "nano", "20260101", "secret name", "adapter", "seconds", "tokens", "3407")
+
+
+class Site:
+    """The pages behind an address, without a server; `session` is what Gradio's session middleware would have found in the cookie."""
+
+    def __init__(self, data_dir: Path, can_log_in: bool = False) -> None:
+        self.store = Judgments(data_dir)
+        self.mounted: ASGIApp = Starlette(routes=judge_routes(data_dir, can_log_in))
+        self.session: dict[str, Any] | None = None
+
+    def ask(self, method: str, path: str, **sent: Any) -> httpx.Response:
+        """One request. Redirects are not followed."""
+
+        async def with_session(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+            await self.mounted(scope if self.session is None else {**scope, "session": self.session}, receive, send)
+
+        async def asked() -> httpx.Response:
+            transport = httpx.ASGITransport(with_session, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://study") as client:
+                return await client.request(method, path, **sent)
+
+        return asyncio.run(asked())
+
+    def get(self, path: str) -> httpx.Response:
+        """A page."""
+        return self.ask("GET", path)
+
+    def post(self, path: str, **fields: Any) -> httpx.Response:
+        """A form sent; `given` holds fields whose names are no identifiers."""
+        return self.ask("POST", path, data={**fields.pop("given", {}), **fields})
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return prepared(tmp_path, 4, repeat_share=0)
+
+
+@pytest.fixture
+def site(tmp_path: Path, study: Study) -> Site:
+    assert study
+    return Site(tmp_path)
+
+
+@pytest.fixture
+def rater(study: Study) -> Rater:
+    return study.join("Ada <b>Lovelace</b>", "Cardiology", 12)
+
+
+def home(study: Study, rater: Rater) -> str:
+    return f"/judge/{study.id}/{rater.token}"
+
+
+def at(study: Study, rater: Rater, trial: Trial) -> str:
+    return f"{home(study, rater)}/{trial.id}"
+
+
+def submission(page: httpx.Response) -> str:
+    """The hidden token of the form on a page."""
+    found = re.search(r'name="submission" value="([^"]+)"', page.text)
+    assert found
+    return found[1]
+
+
+def words(page: httpx.Response) -> str:
+    """The text of a page, without markup."""
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page.text)).split())
+
+
+def judged(site: Site, study: Study, rater: Rater, trial: Trial, **fields: str) -> httpx.Response:
+    """Save a verdict as a rater does: look at the form, then send it."""
+    token = submission(site.get(at(study, rater, trial)))
+    return site.post(at(study, rater, trial), given={**WHOLE, **fields}, submission=token, action="save")
+
+
+def locked(site: Site, study: Study, rater: Rater, trial: Trial, action: str = "lock") -> httpx.Response:
+    """Save a verdict and lock it."""
+    assert judged(site, study, rater, trial).status_code == 303
+    return site.post(at(study, rater, trial), submission=submission(site.get(home(study, rater))), action=action)
+
+
+def test_a_rater_joins_and_gets_a_link_of_their_own(site: Site, study: Study) -> None:
+    page = site.get(f"/judge/{study.id}")
+    assert page.status_code == 200
+    assert "You will read 4 questions" in words(page)
+    assert BANNER in words(page)
+    token = re.search(r'name="token" value="([0-9a-f]{24})"', page.text)
+    assert token
+    fields = {"token": token[1], "name": "Dr. Ada", "specialty": "Urology", "years": "7"}
+    first, again = (site.post(f"/judge/{study.id}", **fields) for _ in range(2))
+    assert first.status_code == again.status_code == 303
+    assert first.headers["location"] == again.headers["location"] == f"/judge/{study.id}/{token[1]}"
+    assert [(each.name, each.specialty, each.years) for each in study.raters()] == [("Dr. Ada", "Urology", 7)]
+
+
+def test_what_is_missing_is_told_at_the_field_and_the_form_keeps_the_rest(site: Site, study: Study) -> None:
+    page = site.post(f"/judge/{study.id}", token="a" * 24, name="", specialty="Uro <i>logy", years="many")
+    assert page.status_code == 422
+    assert 'id="name-problem">Give a name or code.' in page.text
+    assert 'id="years-problem">Give whole years, 0 to 80.' in page.text
+    assert 'value="Uro &lt;i&gt;logy"' in page.text
+    assert f'name="token" value="{"a" * 24}"' in page.text
+    for wrong in ({"name": "x" * 81}, {"specialty": ""}, {"years": "81"}, {"years": "-1"}, {"years": "²"}, {"name": "\x00 \n"}):
+        given = {"token": "a" * 24, "name": "Ada", "specialty": "Urology", "years": "7", **wrong}
+        assert site.post(f"/judge/{study.id}", **given).status_code == 422, wrong
+    assert study.raters() == []
+
+
+def test_a_name_is_taken_once(site: Site, study: Study) -> None:
+    given = {"specialty": "Urology", "years": "7"}
+    site.post(f"/judge/{study.id}", token="a" * 24, name="Ada", **given)
+    page = site.post(f"/judge/{study.id}", token="b" * 24, name=" ADA ", **given)
+    assert page.status_code == 422
+    assert "Somebody has joined as ADA already" in words(page)
+    page = site.post(f"/judge/{study.id}", token="../../x", name="Ben", **given)
+    assert page.status_code == 422
+    assert len(study.raters()) == 1
+
+
+def test_a_script_in_a_name_is_text(site: Site, study: Study) -> None:
+    name = "<script>alert(1)</script>${7*7}"
+    fields = {"token": "c" * 24, "name": name, "specialty": '"><img src=x onerror=alert(1)>', "years": "1"}
+    page = site.get(site.post(f"/judge/{study.id}", **fields).headers["location"])
+    assert name in words(page)
+    assert "<script>alert" not in page.text
+    assert "<img" not in page.text
+
+
+def test_the_whole_way_through_a_study(site: Site, study: Study, rater: Rater) -> None:
+    for number, trial in enumerate(rater.trials, start=1):
+        assert f"{number} of 4" in words(site.get(home(study, rater)))
+        assert judged(site, study, rater, trial).headers["location"] == home(study, rater)
+        page = site.get(home(study, rater))
+        assert f"Saved: pair {number} of 4" in words(page)
+        answer = site.post(at(study, rater, trial), submission=submission(page), action="lock")
+        assert (answer.status_code, answer.headers["location"]) == (303, home(study, rater))
+    page = site.get(home(study, rater))
+    assert "One last question" in words(page)
+    fields = {"trial": rater.trials[-1].id, "submission": submission(page)}
+    missing = site.post(f"{home(study, rater)}/guess", **fields)
+    assert (missing.status_code, "Choose A, B, or that you have no idea" in words(missing)) == (422, True)
+    assert site.post(f"{home(study, rater)}/guess", **fields, guess="B").status_code == 303
+    assert "You judged 4 of 4 pairs. Everything is saved" in words(site.get(home(study, rater)))
+    rows = site.store.rows(study.id)
+    assert [row["kind"] for row in rows] == ["verdict", "lock"] * 4 + ["guess"]
+    assert all(0 <= row["seconds"] < 60 for row in rows if row["kind"] == "verdict")
+    assert (rows[-1]["trial"], rows[-1]["guess"]) == (rater.trials[-1].id, "B")
+
+
+def test_everything_said_is_kept(site: Site, study: Study, rater: Rater) -> None:
+    said = {"chips-A": ["omission", "biased"], "comment": "  =HYPERLINK(1)\r\nand a second line "}
+    judged(site, study, rater, rater.trials[0], **said)
+    (row,) = site.store.rows(study.id)
+    assert row["correct"] == {"A": "correct", "B": "wrong"}
+    assert row["harm"] == {"A": "none", "B": "moderate"}
+    assert row["chips"] == {"A": ["omission", "biased"], "B": []}
+    assert (row["preference"], row["comment"]) == ("A", "=HYPERLINK(1)\nand a second line")
+    page = site.get(home(study, rater))
+    assert "Omission, Biased" in words(page)
+    assert "=HYPERLINK(1)" in words(page)
+    form = site.get(at(study, rater, rater.trials[0]))
+    assert form.text.count(" checked") == 7
+    assert "=HYPERLINK(1)\nand a second line</textarea>" in form.text
+
+
+def test_missing_answers_come_back_at_their_fields_with_the_rest_filled_in(site: Site, study: Study, rater: Rater) -> None:
+    trial = rater.trials[0]
+    given = {"preference": "B", "correct-A": "partly", "harm-B": "severe", "chips-B": "omission", "comment": "<b>kept</b>"}
+    page = site.post(at(study, rater, trial), given=given, submission="18c-abc", action="save")
+    assert page.status_code == 422
+    for field, told in (("correct-B", "Say whether answer B is correct."), ("harm-A", "Say what harm answer A could do.")):
+        assert f'id="{field}-problem">{told}' in page.text
+        assert f'href="#{field}-' in page.text
+    assert "preference-problem" not in page.text
+    assert page.text.count(" checked") == 4
+    assert "&lt;b&gt;kept&lt;/b&gt;</textarea>" in page.text
+    assert submission(page) == "18c-abc"
+    assert site.store.rows(study.id) == []
+
+
+def test_a_comment_too_long_is_told_and_not_cut(site: Site, study: Study, rater: Rater) -> None:
+    comment = "ä" * 10_000
+    page = judged(site, study, rater, rater.trials[0], comment=comment)
+    assert page.status_code == 422
+    assert "The comment has 10,000 characters; at most 2,000 can be kept." in words(page)
+    assert comment in page.text
+    assert site.store.rows(study.id) == []
+    assert judged(site, study, rater, rater.trials[0], comment="ä" * 2_000).status_code == 303
+    assert judged(site, study, rater, rater.trials[1], comment="x" * 300_000).status_code == 400
+
+
+def test_double_clicks_and_replays_count_once_and_two_tabs_correct(site: Site, study: Study, rater: Rater) -> None:
+    trial = rater.trials[0]
+    tabs = [submission(site.get(at(study, rater, trial))) for _ in range(2)]
+    for token in (tabs[0], tabs[0], tabs[1], tabs[0]):
+        given = {**WHOLE, "preference": "both" if token == tabs[1] else "A"}
+        assert site.post(at(study, rater, trial), given=given, submission=token, action="save").status_code == 303
+    assert [row["preference"] for row in site.store.rows(study.id)] == ["A", "both"]
+    lock = submission(site.get(home(study, rater)))
+    for _ in range(2):
+        assert site.post(at(study, rater, trial), submission=lock, action="lock").status_code == 303
+    late = site.post(at(study, rater, trial), given=WHOLE, submission="1-late", action="save")
+    assert late.status_code == 409
+    assert "locked and stands as it was" in words(late)
+    assert home(study, rater) in late.text
+    assert len(site.store.rows(study.id)) == 3
+
+
+def test_a_verdict_changes_until_it_is_locked(site: Site, study: Study, rater: Rater) -> None:
+    trial = rater.trials[0]
+    judged(site, study, rater, trial)
+    summary = site.get(home(study, rater))
+    assert f'href="{at(study, rater, trial)}">Change' in summary.text
+    judged(site, study, rater, trial, preference="neither")
+    assert "Both bad" in words(site.get(home(study, rater)))
+    locked(site, study, rater, trial)
+    assert "your verdict is locked" in words(site.get(at(study, rater, trial)))
+
+
+def test_reasoning_and_reference_come_after_the_lock(site: Site, study: Study, rater: Rater) -> None:
+    trial = rater.trials[0]
+    number = trial.question.removeprefix("question-")
+    secrets = (f"Reference {number}", f"The {number}. thought of one side", "Asks about smoking", "Sends the patient home", "A guideline")
+    judged(site, study, rater, trial)
+    before = [site.get(at(study, rater, trial)), site.get(home(study, rater))]
+    assert not any(secret in words(page) for page in before for secret in secrets)
+    answer = site.post(at(study, rater, trial), submission=submission(before[1]), action="reveal")
+    page = site.get(answer.headers["location"])
+    assert all(secret in words(page) for secret in secrets)
+    missing = site.post(at(study, rater, trial), given={"sound-A": "flawed"}, submission=submission(page), action="soundness")
+    assert missing.status_code == 422
+    assert "Say whether the reasoning of answer B is sound." in words(missing)
+    assert 'value="flawed" checked' in missing.text
+    given = {"sound-A": "flawed", "sound-B": "sound"}
+    assert site.post(at(study, rater, trial), given=given, submission=submission(missing), action="soundness").status_code == 303
+    assert site.store.ballot(study.id, rater.token).soundness[trial.id]["A"] == "flawed"
+
+
+def test_a_skip_does_no_harm_and_can_be_taken_back(site: Site, study: Study, rater: Rater) -> None:
+    first = rater.trials[0]
+    answer = site.post(at(study, rater, first), submission=submission(site.get(home(study, rater))), action="skip")
+    page = site.get(answer.headers["location"])
+    assert "2 of 4" in words(page)
+    assert f'href="{at(study, rater, first)}">Judge it after all' in page.text
+    for trial in rater.trials[1:]:
+        locked(site, study, rater, trial)
+    page = site.get(home(study, rater))
+    site.post(f"{home(study, rater)}/guess", trial=rater.trials[-1].id, submission=submission(page), guess="none")
+    page = site.get(home(study, rater))
+    assert "You judged 3 of 4 pairs and skipped 1 as outside your field" in words(page)
+    assert at(study, rater, first) in page.text
+    locked(site, study, rater, first)
+    assert "You judged 4 of 4 pairs. " in words(site.get(home(study, rater)))
+
+
+def test_who_skips_everything_is_asked_nothing_more(site: Site, study: Study, rater: Rater) -> None:
+    for trial in rater.trials:
+        site.post(at(study, rater, trial), submission="1-skip", action="skip")
+    assert "You judged 0 of 4 pairs and skipped 4" in words(site.get(home(study, rater)))
+
+
+def test_unknown_links_are_told_and_name_nothing(site: Site, study: Study, rater: Rater) -> None:
+    trial = rater.trials[0]
+    for path in ("/judge/none", f"/judge/{study.id}/nobody", f"/judge/{study.id}/{'0' * 24}", f"/judge/{study.id}/{'0' * 24}/{trial.id}"):
+        for page in (site.get(path), site.post(path, given=WHOLE, submission="1-x")):
+            assert page.status_code in (404, 405, 409, 422), path
+            assert rater.name not in page.text
+    assert "no such study" in words(site.get("/judge/none"))
+    assert "There is no such page" in words(site.get("/judge/"))
+    assert site.store.rows(study.id) == []
+
+
+def test_a_pair_of_somebody_else_is_refused_and_nothing_is_stored(site: Site, study: Study, rater: Rater) -> None:
+    other = study.join("Ben", "Urology", 1)
+    for trial in (other.trials[0].id, "f" * 16, "guess2"):
+        for page in (site.get(f"{home(study, rater)}/{trial}"), site.post(f"{home(study, rater)}/{trial}", given=WHOLE, submission="1-x")):
+            assert page.status_code == 404
+            assert "none of yours" in words(page)
+    guessed = site.post(f"{home(study, rater)}/guess", trial=other.trials[0].id, guess="A", submission="1-x")
+    assert guessed.status_code == 404
+    assert site.store.rows(study.id) == []
+
+
+@pytest.mark.parametrize(
+    "fields", [{"action": "praise"}, {"submission": ""}, {"submission": "<b>"}, {"action": "soundness", "sound-A": "sound"}]
+)
+def test_what_no_form_sends_is_refused(site: Site, study: Study, rater: Rater, fields: dict) -> None:
+    page = site.post(at(study, rater, rater.trials[0]), given={**WHOLE, "submission": "1-x", "action": "save", **fields})
+    assert page.status_code in (409, 422)
+    assert site.store.rows(study.id) == []
+
+
+def test_a_closed_study_keeps_what_it_has_and_takes_no_more(site: Site, study: Study, rater: Rater) -> None:
+    first, second = rater.trials[:2]
+    locked(site, study, rater, first)
+    study.close()
+    for page in (site.get(f"/judge/{study.id}"), site.get(home(study, rater)), site.get(at(study, rater, second))):
+        assert "This study is closed. Everything you saved is kept." in words(page)
+    assert "your verdict is locked" in words(site.get(at(study, rater, first)))
+    for path in (at(study, rater, second), f"{home(study, rater)}/guess"):
+        page = site.post(path, given=WHOLE, submission="1-x", trial=first.id, guess="A")
+        assert page.status_code == 409
+        assert "was not saved" in words(page)
+    joining = site.post(f"/judge/{study.id}", token="d" * 24, name="Ben", specialty="Urology", years="1")
+    assert joining.status_code == 409
+    assert len(study.raters()) == 1
+    assert len(site.store.rows(study.id)) == 2
+
+
+def test_a_study_that_is_not_ready_says_so(tmp_path: Path) -> None:
+    study = created(tmp_path, 2)
+    assert "still being prepared" in words(Site(tmp_path).get(f"/judge/{study.id}"))
+
+
+def test_an_answer_that_never_came_is_told_alike_in_both_slots(tmp_path: Path) -> None:
+    study = prepared(tmp_path, 12)
+    rater = study.join("Ada", "x", 1)
+    trial = next(trial for trial in rater.trials if trial.question == "question-11")
+    page = Site(tmp_path).get(at(study, rater, trial))
+    assert "No answer was given." in words(page)
+    assert "The 11. thought" not in words(page)
+
+
+def sent(response: httpx.Response) -> str:
+    """All that a browser gets: status line, headers and body, in lower case."""
+    return f"{response.status_code} {dict(response.headers)} {response.text}".lower()
+
+
+def test_nothing_before_the_lock_unblinds(tmp_path: Path) -> None:
+    study = prepared(tmp_path, 12, native_arm=True)
+    rater, site = study.join("Ada", "Cardiology", 12), Site(tmp_path)
+    pages = [site.get(f"/judge/{study.id}")]
+    for trial in rater.trials:
+        pages += [site.get(at(study, rater, trial)), site.post(at(study, rater, trial), given={"preference": "A"}, submission="1-x")]
+        pages += [judged(site, study, rater, trial), site.get(home(study, rater))]
+        pages.append(site.post(at(study, rater, trial), submission="1-x", action="lock"))
+    for page in pages:
+        text = sent(page).replace("base-uri", "")
+        assert not [secret for secret in SECRET if secret in text]
+        for other_trial in rater.trials:
+            assert other_trial.question not in text
+
+
+def test_both_slots_are_drawn_alike_whatever_stands_in_them(tmp_path: Path) -> None:
+    """With the texts taken out, the form of a pair is the same as that of the pair with its slots swapped."""
+    study = prepared(tmp_path, 12, repeat_share=0.5)
+    rater, site = study.join("Ada", "Cardiology", 12), Site(tmp_path)
+
+    def frame(trial: Trial) -> str:
+        text = re.sub(r'(<h2 id="answer-[AB]">).*?</article>', r"\1", site.get(at(study, rater, trial)).text, flags=re.DOTALL)
+        number = rater.trials.index(trial) + 1
+        return text.replace(submission(site.get(at(study, rater, trial))), "").replace(trial.id, "").replace(f"{number} of", "of")
+
+    again = [trial for trial in rater.trials if trial.repeat_of]
+    first = {trial.id: trial for trial in rater.trials}
+    assert len(again) == 6
+    strip = re.compile(r'value="[0-9a-f]+-[0-9a-f]{16}"')
+    for trial in again:
+        assert strip.sub("", frame(trial)) == strip.sub("", frame(first[trial.repeat_of]))
+
+
+def test_every_response_is_private_and_strict(site: Site, study: Study, rater: Rater) -> None:
+    trial = rater.trials[0]
+    pages = [site.get(path) for path in (f"/judge/{study.id}", home(study, rater), at(study, rater, trial), "/judge/none")]
+    pages += [judged(site, study, rater, trial), site.post(at(study, rater, trial), submission="1-l", action="lock")]
+    for page in pages:
+        assert page.headers["cache-control"] == "no-store"
+        assert page.headers["referrer-policy"] == "no-referrer"
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert "set-cookie" not in page.headers
+        assert not re.search(r"<script>|\son\w+=|style=", page.text)
+
+
+def test_sheet_script_and_fonts_are_served(site: Site, study: Study) -> None:
+    page = site.get(f"/judge/{study.id}").text
+    for address in re.findall(r'(?:href|src)="(/judge/[^"]+\.(?:css|js)\?\w+)"', page):
+        answer = site.get(address)
+        assert answer.status_code == 200
+        assert len(answer.content) > 500
+    sheet = site.get("/judge/style.css").text
+    assert "prefers-color-scheme:dark" in sheet
+    for font in re.findall(r'url\("([^"]+)"\)', sheet):
+        assert site.get(f"/judge/{font}").content[:4] == b"wOF2"
+
+
+def logged_in(name: str, **more: object) -> dict[str, Any]:
+    """The session of somebody who has logged in with Hugging Face."""
+    return {"oauth_info": {"userinfo": {"preferred_username": name}, **more}}
+
+
+def test_a_login_study_takes_the_name_from_hugging_face(tmp_path: Path) -> None:
+    study = prepared(tmp_path, 4, login_required=True)
+    site, address = Site(tmp_path, can_log_in=True), f"/judge/{study.id}"
+    page = site.get(address)
+    assert page.status_code == 401
+    assert f"/login/huggingface?_target_url={address}" in page.text
+    site.session = logged_in("ada", expires_at=1)
+    assert site.get(address).status_code == 401
+    site.session = logged_in("ada")
+    assert "Logged in on Hugging Face as ada" in words(site.get(address))
+    answer = site.post(address, token="a" * 24, name="somebody else", specialty="Urology", years="3")
+    assert study.raters()[0].name == "ada"
+    assert site.get(address).headers["location"] == answer.headers["location"]
+    assert site.get(answer.headers["location"]).status_code == 200
+    site.session = logged_in("ben")
+    assert site.get(answer.headers["location"]).status_code == 403
+    assert "Logged in on Hugging Face as ben" in words(site.get(address))
+    site.session = None
+    assert site.get(answer.headers["location"]).status_code == 401
+
+
+def test_the_cookie_of_gradios_login_is_understood_and_a_forged_one_is_not(tmp_path: Path) -> None:
+    study, site = prepared(tmp_path, 4, login_required=True), Site(tmp_path, can_log_in=True)
+    site.mounted = SessionMiddleware(site.mounted, secret_key=hashlib.sha256(f"{SPACE_SECRET}-v4".encode()).hexdigest())
+    for cookie, status in ((cookie_of("ada"), 200), (cookie_of("ada", "a guess"), 401), (cookie_of("ada", expires_in=-60), 401)):
+        page = site.ask("GET", f"/judge/{study.id}", headers={"Cookie": f"session={cookie}"})
+        assert page.status_code == status
+        assert ("Logged in on Hugging Face as ada" in words(page)) is (status == 200)
+
+
+def test_elsewhere_a_login_study_says_that_it_needs_a_space(tmp_path: Path) -> None:
+    study = prepared(tmp_path, 4, login_required=True)
+    site = Site(tmp_path)
+    site.session = logged_in("ada")
+    page = site.get(f"/judge/{study.id}")
+    assert page.status_code == 403
+    assert "works only on a Space" in words(page)
+
+
+def test_texts_are_read_again_only_when_they_change(tmp_path: Path, study: Study) -> None:
+    judge = Judge(Studies(tmp_path), Judgments(tmp_path), can_log_in=False)
+    first = judge.material(study)
+    assert judge.material(Study(study.path)) is first
+    with (study.path / "answers.jsonl").open("a") as file:
+        file.write("\n")
+    assert judge.material(study) is not first
