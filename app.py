@@ -1,12 +1,14 @@
 """Start DeepDoctor: flags and environment become settings, the engine process starts behind the page, Ctrl-C ends both."""
 
 import argparse
+import os
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Sequence
 
+from deepdoctor.catalogue import default_model
 from deepdoctor.comparison import Comparisons
 from deepdoctor.config import ModelConfig, Settings
 from deepdoctor.engine.client import EngineClient
@@ -89,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
+        given["model"] = given["model"] or os.environ.get("MODEL") or default_model()
         serve(Settings.from_environment(given), stop)
     except DeepDoctorError as error:
         print(error, file=sys.stderr)

@@ -241,7 +241,7 @@ class Settings(Config):
 
     host: str = _setting("127.0.0.1", "HOST", "Address to listen on")
     port: int = _setting(7860, "PORT", "Port to listen on", ge=0, le=65535)
-    model: str = _setting(EMBEDDED_MODEL, "MODEL", "Base model: nano, a local folder, or a Hub id", min_length=1)
+    model: str = _setting(EMBEDDED_MODEL, "MODEL", "Base model: nano, a local folder, or a Hub id; left out on an NVIDIA GPU: the 8B", min_length=1)
     data_dir: Path = _setting(Path("data"), "DATA_DIR", "Folder for runs, comparisons and exports")
     login: str = _setting("", "LOGIN", "name:password that everyone who opens the page must give; better set in the environment")
     trainers: str = _setting("", "TRAINERS", "On a Space: Hugging Face names, separated by commas, that may train beside the owner")

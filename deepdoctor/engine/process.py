@@ -177,7 +177,7 @@ class Process:
         if self.session.loaded:
             self._state("ready", "Ready")
         else:
-            self._state("failed", f"{self.problem} Start the app with another MODEL.")
+            self._state("failed", f"{self.problem} Start the app with another MODEL, for example MODEL=nano.")
 
     def _answer(self, number: int, request: Request) -> Any:
         if isinstance(request, Load):
