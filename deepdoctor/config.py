@@ -194,7 +194,9 @@ PRESETS: dict[str, FinetuneConfig] = {
         checkpoint_steps=10,
         probe_steps=10,
     ),
-    "full_epoch": FinetuneConfig(preset="full_epoch", base_precision="auto", max_steps=0, eval_steps=100, checkpoint_steps=100, probe_steps=100),
+    "full_epoch": FinetuneConfig(
+        preset="full_epoch", base_precision="auto", max_steps=0, eval_steps=100, checkpoint_steps=100, probe_steps=100
+    ),
 }
 
 
@@ -241,7 +243,7 @@ class Settings(Config):
 
     host: str = _setting("127.0.0.1", "HOST", "Address to listen on")
     port: int = _setting(7860, "PORT", "Port to listen on", ge=0, le=65535)
-    model: str = _setting(EMBEDDED_MODEL, "MODEL", "Base model: nano, a local folder, or a Hub id; left out on an NVIDIA GPU: the 8B", min_length=1)
+    model: str = _setting(EMBEDDED_MODEL, "MODEL", "nano, a local folder, or a Hub id; not given on an NVIDIA GPU: the 8B", min_length=1)
     data_dir: Path = _setting(Path("data"), "DATA_DIR", "Folder for runs, comparisons and exports")
     login: str = _setting("", "LOGIN", "name:password that everyone who opens the page must give; better set in the environment")
     trainers: str = _setting("", "TRAINERS", "On a Space: Hugging Face names, separated by commas, that may train beside the owner")

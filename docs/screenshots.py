@@ -1,11 +1,13 @@
-"""Take the README's pictures: `python docs/screenshots.py` does the main job in a browser and writes four of them to docs/images/.
+"""Take the README's pictures: `python docs/screenshots.py` does the main job in a browser and writes six of them to docs/images/.
 
-It starts the app with an empty data folder, or uses the one at --url; what is missing (two runs, a comparison) is made first, which takes
-some minutes. With --all FOLDER every tab is also taken whole, light and dark, at laptop and phone width.
+It starts the app with an empty data folder, or uses the one at --url; what is missing (two runs, a comparison, a study) is made first,
+which takes some minutes. The study's verdicts are drawn at random, and its name says so. With --all FOLDER every tab is also taken whole,
+light and dark, at laptop and phone width.
 """
 
 import argparse
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -22,11 +24,13 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 PORT = 8190
-TABS = ("Dataset", "Train", "Compare", "Runs")
+TABS = ("Dataset", "Train", "Compare", "Runs", "Studies")
 SIZES = {1366: 768, 390: 844}
 MINUTE = 60_000
 # name of the run: its learning rate, or None for the preset's; the last one is compared
 RUNS = {"gentler": "0.001", "quick": None}
+RATERS = {"Rater one": "Cardiology", "Rater two": "Urology", "Rater three": "General practice"}
+QUESTIONS = 12
 
 
 @contextmanager
@@ -88,6 +92,53 @@ def ask(page: Page) -> None:
         expect(page.locator(f".dd-side[data-side={side}]")).to_have_attribute("data-phase", "ended", timeout=5 * MINUTE)
 
 
+def study(page: Page) -> None:
+    """Make and prepare a study of held-out cases, let three raters judge it at random, and take both pictures."""
+    open_tab(page, "Studies")
+    page.get_by_label("Taken from").click()
+    page.keyboard.press("Backspace")
+    page.get_by_role("option", name="Held-out teaching cases").click()
+    page.keyboard.press("Escape")
+    page.get_by_label("At most (0: all)").fill(str(QUESTIONS))
+    page.locator("#dd-new-study").get_by_label("Name").fill("Example with verdicts drawn at random")
+    expect(page.locator("#dd-study-plan")).to_contain_text("Of 200 chosen questions", timeout=MINUTE)
+    page.get_by_role("button", name="Make and prepare").click()
+    expect(page.locator("#dd-standing .dd-badge")).to_have_text("open", timeout=10 * MINUTE)
+    link = page.locator("#dd-standing a").evaluate("link => link.href")
+    for name, specialty in RATERS.items():
+        context = page.context.browser.new_context(viewport={"width": 1366, "height": 768}, device_scale_factor=1.5)  # type: ignore[union-attr]
+        rater = context.new_page()
+        rater.goto(link)
+        for field, text in (("#name", name), ("#specialty", specialty), ("#years", "7")):
+            rater.fill(field, text)
+        rater.keyboard.press("Enter")
+        judge(rater, random.Random(name), IMAGES / "judge.png" if name == "Rater one" else None)
+        context.close()
+    expect(page.locator("#dd-results .first")).to_contain_text("of ", timeout=MINUTE)
+    page.wait_for_timeout(4000)
+    shoot(page, IMAGES / "study.png", at="#dd-results")
+
+
+def judge(rater: Page, rng: random.Random, picture: Path | None) -> None:
+    """Judge every pair by number keys, as `rng` draws, with a picture of the first form half filled in."""
+    expect(rater.locator("#verdict")).to_be_visible()
+    while rater.locator("#verdict").count():
+        rater.keyboard.press(rng.choice("1123"))
+        rater.keyboard.press(rng.choice("12"))
+        if picture:
+            shoot(rater, picture, whole=True)
+            picture = None
+        for choices in ("12", "112", "112"):
+            rater.keyboard.press(rng.choice(choices))
+        rater.keyboard.press("Enter")
+        expect(rater.locator("button[value=lock]")).to_be_focused()
+        rater.keyboard.press("Enter")
+        expect(rater.locator("#verdict, #guess").first).to_be_visible()
+    rater.locator("#guess-none").check()
+    rater.keyboard.press("Enter")
+    expect(rater.get_by_role("heading", name="Thank you")).to_be_visible()
+
+
 def prepare(page: Page, name: str) -> None:
     """Bring a tab to its best moment, from what is there."""
     open_tab(page, name)
@@ -98,6 +149,9 @@ def prepare(page: Page, name: str) -> None:
     if name == "Compare":
         page.locator(".dd-history a").first.click()
         expect(page.locator("#dd-after")).to_be_visible(timeout=MINUTE)
+    if name == "Studies":
+        page.locator("#dd-studies button[data-study]").first.click()
+        expect(page.locator("#dd-results .first")).to_be_visible(timeout=MINUTE)
     if name == "Runs":
         page.locator("#dd-runs button[data-run]").first.click()
         boxes = page.locator("#dd-runs input[type=checkbox]")
@@ -120,7 +174,7 @@ def shoot(page: Page, file: Path, whole: bool = False, at: str = "") -> None:
 
 
 def best_moments(page: Page) -> None:
-    """The README's four pictures; makes the runs and the comparison that they show."""
+    """The README's six pictures; makes the runs, the comparison and the study that they show."""
     for name, learning_rate in RUNS.items():
         train(page, name, learning_rate, None if learning_rate else IMAGES / "train.png")
     ask(page)
@@ -130,6 +184,7 @@ def best_moments(page: Page) -> None:
     shoot(page, IMAGES / "dataset.png", at="#dd-row")
     prepare(page, "Runs")
     shoot(page, IMAGES / "runs.png")
+    study(page)
 
 
 def everything(browser: Browser, url: str, folder: Path) -> None:

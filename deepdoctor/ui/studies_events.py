@@ -127,7 +127,8 @@ class StudiesEvents:
             else:
                 questions = self._questions(asked)
                 known = sorted({question.specialty for question in questions if question.specialty})
-                choices = gr.update(choices=known, value=[each for each in asked["specialties"] or () if each in known])
+                asked["specialties"] = [each for each in asked["specialties"] or () if each in known]
+                choices = gr.update(choices=known, value=asked["specialties"])
                 made = self._draft(asked, given, questions)
                 words = study_view.plan(made, study_plan(made.config.effect, made.config.raters_expected))
         except DeepDoctorError as error:

@@ -205,7 +205,8 @@ def _wire_draft(events: StudiesEvents, new: _Draft, dataset: gr.State, tab: gr.T
     problems = gr.State(NO_PROBLEMS)
     given = [dataset, *new.asked, *new.inputs]
     specialties = new.asked[4]
-    changed = [dataset.change, *(made.change for made in (*new.asked, *new.inputs))]
+    # of the specialties only what the visitor does: the review itself sets them, and would be asked for again and again
+    changed = [dataset.change, *((made.input if made is specialties else made.change) for made in (*new.asked, *new.inputs))]
     gr.on([tab.select, *changed], events.review, [problems, *given], [new.plan, specialties, problems, *new.inputs], **LATEST)
     new.asked[0].input(events.steps_of, [new.asked[0]], [new.asked[1]], **QUIET)
     # one at a time, so that a double click makes one study

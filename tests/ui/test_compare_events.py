@@ -16,7 +16,7 @@ from deepdoctor.ui.findings import findings
 from deepdoctor.ui.form import build_form
 from tests.ui.fakes import PROOF, QUESTION, READY, fake_comparison, fake_context, fake_run, growing, in_event_loop, stopped
 
-SAMPLING = (0.6, 0.95, 1200, 3407)
+SAMPLING = (0.6, 0.95, 0, 0.0, 1.0, 1200, 3407)
 # Places in what `answers` yields.
 NUMBER, COMPARE, STOP, PAIR, AFTER, FINDINGS, LINK, DOWNLOAD, REFERENCE_BUTTON, REFERENCE, COMPARISON = range(11)
 
@@ -69,7 +69,7 @@ def test_the_request_carries_all_that_was_chosen(handlers, context):
     run = fake_run(context.settings.data_dir, steps=(20, 40))
     for _ in range(2):
         context.engine.feed([fake_comparison(run=run.id)])
-    list(ask(handlers, run, step=20, style="native", sampling=(0, 0.5, 64, 7)))
+    list(ask(handlers, run, step=20, style="native", sampling=(0, 0.5, 0, 0.0, 1.0, 64, 7)))
     list(ask(handlers, run, question="Something of my own?"))
     first, second = context.engine.asked
     assert (first.run, first.step, first.prompt_style, first.reference) == (run.id, 20, "native", "The reference.")
@@ -82,7 +82,7 @@ def test_the_request_carries_all_that_was_chosen(handlers, context):
     [
         ({"question": "  "}, "write a question"),
         ({"question": "What is </think>?"}, "obeys instead of reading"),
-        ({"sampling": (3, 0.95, 1200, 1)}, "Temperature"),
+        ({"sampling": (3, 0.95, 0, 0.0, 1.0, 1200, 1)}, "Temperature"),
         ({"step": 33}, "no adapter at step 33"),
     ],
 )

@@ -150,3 +150,8 @@ def test_port_zero_takes_a_free_one_and_nonsense_is_refused(capsys: pytest.Captu
         app.available_port("not.a.host.invalid", 7860)
     assert app.main(["--port", "abc"]) == 2
     assert "PORT" in capsys.readouterr().err
+
+
+def test_a_copy_of_the_judgments_that_cannot_be_kept_is_told_before_anything_starts(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    assert app.main(["--port", "0", "--data-dir", str(tmp_path), "--judgments-repo", "not/a/name"]) == 2
+    assert "Check JUDGMENTS_REPO" in capsys.readouterr().err
