@@ -13,10 +13,10 @@ from deepdoctor.comparison import Comparisons
 from deepdoctor.config import ModelConfig, Settings
 from deepdoctor.engine.client import EngineClient
 from deepdoctor.errors import ConfigError, DeepDoctorError
-from deepdoctor.judgments import Judgments
-from deepdoctor.mirror import keep_copy
 from deepdoctor.runs import Runs
-from deepdoctor.study import Studies
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.mirror import keep_copy
+from deepdoctor.studies.study import Studies
 
 
 def parser() -> argparse.ArgumentParser:

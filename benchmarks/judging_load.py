@@ -31,11 +31,11 @@ import httpx
 from deepdoctor.comparison import Comparison, Transcript
 from deepdoctor.config import SamplingConfig, StudyConfig
 from deepdoctor.files import write_json, write_text
-from deepdoctor.judgments import Judgments
 from deepdoctor.overlap import Seen
-from deepdoctor.questions import bundled_bank
-from deepdoctor.study import Studies, Study
-from deepdoctor.trials import Rater
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.questions import bundled_bank
+from deepdoctor.studies.study import Studies, Study
+from deepdoctor.studies.trials import Rater
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"

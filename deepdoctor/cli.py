@@ -13,13 +13,14 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from deepdoctor import commands, study_commands
+from deepdoctor import commands
 from deepdoctor.commands import Outcome
 from deepdoctor.config import PRESETS, Config, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, Settings, StudyConfig
 from deepdoctor.engine.protocol import Export
 from deepdoctor.errors import ConfigError, DeepDoctorError
 from deepdoctor.runs import Runs
-from deepdoctor.study_draft import SOURCES, Choice, draft, questions_of
+from deepdoctor.studies import commands as study_commands
+from deepdoctor.studies.draft import SOURCES, Choice, draft, questions_of
 
 PROMPT_STYLE_HELP = "the text around the question (default: the run's own)"
 STUDY_ACTIONS = {

@@ -61,8 +61,8 @@ class Proof:
         the adapter disabled; tuned_difference: the same for the tuned row against PEFT's forward with the adapter on; effect: largest
         absolute difference between the base row's and the tuned row's logits. tolerance bounds the first two.
     base_nearer: how much nearer the base row's logits are to the plain base's than to PEFT's with the adapter on (difference of the two
-        root mean square distances); tuned_nearer: how much nearer the tuned row's are to PEFT's. Both must be positive: it tells the sides apart
-        where rounding is larger than what the adapter changes in any single logit.
+        root mean square distances); tuned_nearer: how much nearer the tuned row's are to PEFT's. Both must be positive: that tells the
+        sides apart where rounding is larger than what the adapter changes in any single logit.
     base_hash: hash of the base weights now; base_hash_at_load: the same before any adapter was attached.
     """
 

@@ -11,7 +11,7 @@ from deepdoctor.config import DatasetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHOWN = ("", "deepdoctor/", "deepdoctor/engine/", "deepdoctor/nano/", "deepdoctor/ui/")
+SHOWN = ("", "deepdoctor/", "deepdoctor/studies/", "deepdoctor/engine/", "deepdoctor/nano/", "deepdoctor/ui/")
 NOT_SHOWN = {"__pycache__", "__init__.py", "data", "build", "dist", "wandb", "site-packages"}
 
 

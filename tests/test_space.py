@@ -19,7 +19,7 @@ from deepdoctor.errors import ConfigError
 from tests.loopback_hub import LoopbackHub
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACES = {"app.py", "requirements.txt", "README.md", "LICENSE", "CONTRIBUTING.md", "deepdoctor", "docs"}
+PLACES = {"app.py", "requirements.txt", "README.md", "LICENSE", "CONTRIBUTING.md", "deepdoctor", "docs", "benchmarks"}
 # huggingface_hub sends files to LFS in a way that httpx is about to give up
 SENDS_FILES = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 

@@ -20,7 +20,7 @@ from deepdoctor.config import ModelConfig
 from deepdoctor.engine.protocol import Compare, EngineState, Event, Export, Finetune, Load, Prepare, Request, Stop
 from deepdoctor.errors import EngineError
 from deepdoctor.runs import Runs
-from deepdoctor.study import Studies
+from deepdoctor.studies.study import Studies
 
 ENGINE = (sys.executable, "-m", "deepdoctor.engine.process")
 RESTARTS_PER_MINUTE = 3

@@ -14,8 +14,8 @@ from deepdoctor.engine.decode import Row, transcript
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.pairs import Pairs
 from deepdoctor.prompts import NATIVE, render_question
-from deepdoctor.questions import BankQuestion
-from deepdoctor.study import Study
+from deepdoctor.studies.questions import BankQuestion
+from deepdoctor.studies.study import Study
 
 
 class Answers(Pair):

@@ -24,7 +24,7 @@ from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped
 from deepdoctor.overlap import Overlap
 from deepdoctor.runs import Run, Runs
-from deepdoctor.study import Studies, Study
+from deepdoctor.studies.study import Studies, Study
 
 Ask = Callable[[], bool]
 

@@ -10,9 +10,9 @@ from deepdoctor.access import Access
 from deepdoctor.comparison import Comparisons
 from deepdoctor.config import Settings
 from deepdoctor.engine.client import EngineClient
-from deepdoctor.judgments import Judgments
 from deepdoctor.runs import Runs
-from deepdoctor.study import Studies
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.study import Studies
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from typing import Any
 
 import gradio as gr
 
-from deepdoctor.bundle import study_results, write_bundle
 from deepdoctor.config import DatasetConfig, SamplingConfig, StudyConfig
 from deepdoctor.errors import AccessError, ConfigError, DeepDoctorError, EngineError, StudyError
-from deepdoctor.headline import study_plan
-from deepdoctor.questions import BankQuestion
 from deepdoctor.runs import Run
-from deepdoctor.study import Study
-from deepdoctor.study_draft import SOURCES, Choice, Draft, draft, questions_of
-from deepdoctor.study_progress import losses_of, progress
+from deepdoctor.studies.bundle import study_results, write_bundle
+from deepdoctor.studies.draft import SOURCES, Choice, Draft, draft, questions_of
+from deepdoctor.studies.headline import study_plan
+from deepdoctor.studies.progress import losses_of, progress
+from deepdoctor.studies.questions import BankQuestion
+from deepdoctor.studies.study import Study
 from deepdoctor.ui import study_view
 from deepdoctor.ui.compare_events import FINAL, run_label, step_choices
 from deepdoctor.ui.components import note, user_errors

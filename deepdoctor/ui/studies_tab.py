@@ -7,8 +7,8 @@ import gradio as gr
 
 from deepdoctor.config import SamplingConfig, StudyConfig
 from deepdoctor.prompts import STYLES
-from deepdoctor.questions import DIFFICULTIES, KINDS
-from deepdoctor.study_draft import SOURCES
+from deepdoctor.studies.draft import SOURCES
+from deepdoctor.studies.questions import DIFFICULTIES, KINDS
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import Form, build_form
 from deepdoctor.ui.loaded import Loaded

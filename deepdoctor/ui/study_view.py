@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deepdoctor.study import Answer, State, Study
-from deepdoctor.study_draft import Draft
-from deepdoctor.study_progress import Progress
-from deepdoctor.study_report import report_parts
+from deepdoctor.studies.draft import Draft
+from deepdoctor.studies.progress import Progress
+from deepdoctor.studies.report import report_parts
+from deepdoctor.studies.study import Answer, State, Study
 from deepdoctor.ui.components import badge, empty_state, escape, note, stats
 from deepdoctor.ui.run_view import duration, when
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
 
-from deepdoctor.judgments import Judgments
 from deepdoctor.overlap import Seen
 from deepdoctor.runs import Run, State
-from deepdoctor.study import Study
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.study import Study
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.page import build_app, launch_options
 from tests.conftest import free_port
-from tests.prepared import prepared, verdict
+from tests.studies.prepared import prepared, verdict
 from tests.ui.fakes import FakeEngine, fake_comparison, fake_context, fake_run, in_event_loop
 
 # everything that Tab reaches but that nobody can see

@@ -14,12 +14,12 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from starlette.applications import Starlette
 
-from deepdoctor.judged import guesses, unblind
-from deepdoctor.judgments import Judgments
-from deepdoctor.study import Study
+from deepdoctor.studies.judged import guesses, unblind
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.study import Study
 from deepdoctor.ui.judge.app import judge_routes
 from tests.conftest import free_port
-from tests.prepared import prepared
+from tests.studies.prepared import prepared
 
 pytestmark = pytest.mark.browser
 # twelve questions, and one pair again

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from deepdoctor.config import PRESETS, DatasetConfig, ModelConfig
 from deepdoctor.files import write_json
 from deepdoctor.runs import Run, Runs
-from deepdoctor.study import Studies
+from deepdoctor.studies.study import Studies
 from tests.browser.test_judge_browser import PAIRS, Judging, join, to_the_end
 from tests.conftest import ROOT, App, start_app, stop_app
 from tests.engine import tiny

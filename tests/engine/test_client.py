@@ -14,8 +14,8 @@ from deepdoctor.engine.client import RESTARTS_PER_MINUTE, EngineClient
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.errors import ConfigError, EngineError, ModelError
 from deepdoctor.runs import Run
-from deepdoctor.study import Study
-from tests.prepared import created
+from deepdoctor.studies.study import Study
+from tests.studies.prepared import created
 
 FAKE = Path(__file__).with_name("fake_process.py")
 ROOT = FAKE.parents[2]

@@ -15,9 +15,9 @@ from deepdoctor.errors import ConfigError, ProofError, RunError
 from deepdoctor.files import read_rows
 from deepdoctor.prompts import NATIVE, render_question
 from deepdoctor.runs import Run
-from deepdoctor.study import Answer, Study
+from deepdoctor.studies.study import Answer, Study
 from tests.engine import tiny
-from tests.prepared import created
+from tests.studies.prepared import created
 
 DRAWN = SamplingConfig(temperature=0.9, max_new_tokens=12, seed=5)
 TEXT = ("text", "tokens", "reasoning_tokens", "finish_reason")

@@ -11,10 +11,10 @@ from deepdoctor.engine.protocol import Compare
 from deepdoctor.errors import Stopped
 from deepdoctor.files import read_rows
 from deepdoctor.runs import Run
-from deepdoctor.study import Study
+from deepdoctor.studies.study import Study
 from tests.engine.across import QUESTION, Listener, log_of, request, texts
 from tests.engine.tiny import until
-from tests.prepared import created
+from tests.studies.prepared import created
 
 pytestmark = pytest.mark.timeout(60)
 

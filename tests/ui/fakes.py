@@ -16,10 +16,10 @@ from deepdoctor.engine.client import EngineClient
 from deepdoctor.engine.protocol import Compare, EngineState, Export, ModelInfo
 from deepdoctor.errors import DeepDoctorError, EngineError
 from deepdoctor.files import write_json
-from deepdoctor.judgments import Judgments
 from deepdoctor.overlap import Seen
 from deepdoctor.runs import Run, Runs, State
-from deepdoctor.study import Studies
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.study import Studies
 from deepdoctor.ui.context import Context
 
 T = TypeVar("T")

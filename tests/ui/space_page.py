@@ -12,9 +12,9 @@ from typing import Any
 
 from deepdoctor.comparison import Comparisons
 from deepdoctor.config import Settings
-from deepdoctor.judgments import Judgments
 from deepdoctor.runs import Runs
-from deepdoctor.study import Studies
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.study import Studies
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.page import build_app, launch_options
 from tests.conftest import free_port

@@ -14,12 +14,12 @@ from starlette.applications import Starlette
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.types import ASGIApp
 
-from deepdoctor.judgments import Judgments
-from deepdoctor.study import Studies, Study
-from deepdoctor.trials import Rater, Trial
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.study import Studies, Study
+from deepdoctor.studies.trials import Rater, Trial
 from deepdoctor.ui.components import BANNER
 from deepdoctor.ui.judge.app import Judge, judge_routes
-from tests.prepared import created, prepared
+from tests.studies.prepared import created, prepared
 from tests.ui.visitors import SECRET as SPACE_SECRET
 from tests.ui.visitors import cookie_of
 

@@ -10,17 +10,17 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from deepdoctor.bundle import recompute
 from deepdoctor.config import DatasetConfig, SamplingConfig, Settings, StudyConfig
 from deepdoctor.errors import EngineError
-from deepdoctor.judgments import Judgments
-from deepdoctor.study import Study
+from deepdoctor.studies.bundle import recompute
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.study import Study
 from deepdoctor.ui import studies_tab, study_view
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import build_form
 from deepdoctor.ui.loaded import Loaded
 from deepdoctor.ui.studies_events import DRAFTED, NO_PROBLEMS, OPENED, StudiesEvents
-from tests.prepared import created, prepared, verdict
+from tests.studies.prepared import created, prepared, verdict
 from tests.ui.fakes import FakeEngine, fake_context, fake_run, in_event_loop
 
 SKIPPED = gr.skip()

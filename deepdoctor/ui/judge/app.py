@@ -24,9 +24,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from deepdoctor.errors import DeepDoctorError, StudyError
-from deepdoctor.judgments import Judgments, problems
-from deepdoctor.study import Studies, Study
-from deepdoctor.trials import Trial, new_token, repeats, same_name
+from deepdoctor.studies.judgments import Judgments, problems
+from deepdoctor.studies.study import Studies, Study
+from deepdoctor.studies.trials import Trial, new_token, repeats, same_name
 from deepdoctor.ui.judge import forms, pages
 from deepdoctor.ui.judge.pages import Visit
 from deepdoctor.ui.judge.texts import reader

@@ -6,8 +6,8 @@ from typing import Any
 
 from starlette.datastructures import FormData
 
-from deepdoctor.judgments import SLOTS
-from deepdoctor.trials import LONGEST_NAME, MOST_YEARS, plain_name
+from deepdoctor.studies.judgments import SLOTS
+from deepdoctor.studies.trials import LONGEST_NAME, MOST_YEARS, plain_name
 
 MOST_FIELDS = 100
 LARGEST_FIELD = 200_000

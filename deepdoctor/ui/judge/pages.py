@@ -10,9 +10,9 @@ from jinja2 import Environment, FileSystemLoader
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from deepdoctor.judgments import LONGEST_COMMENT, SLOTS, Ballot
-from deepdoctor.study import Study
-from deepdoctor.trials import Rater, Trial
+from deepdoctor.studies.judgments import LONGEST_COMMENT, SLOTS, Ballot
+from deepdoctor.studies.study import Study
+from deepdoctor.studies.trials import Rater, Trial
 from deepdoctor.ui.components import BANNER
 from deepdoctor.ui.judge import forms, words
 from deepdoctor.ui.judge.texts import Material, pair

@@ -9,10 +9,10 @@ from markupsafe import Markup
 
 from deepdoctor.comparison import Transcript
 from deepdoctor.errors import StudyError
-from deepdoctor.judgments import SLOTS
-from deepdoctor.questions import BankQuestion
-from deepdoctor.study import Answer, Study
-from deepdoctor.trials import Trial
+from deepdoctor.studies.judgments import SLOTS
+from deepdoctor.studies.questions import BankQuestion
+from deepdoctor.studies.study import Answer, Study
+from deepdoctor.studies.trials import Trial
 from deepdoctor.ui.components import render_answer
 
 STUDIES_KEPT = 8

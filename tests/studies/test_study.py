@@ -9,9 +9,9 @@ import pytest
 from deepdoctor.config import StudyConfig
 from deepdoctor.errors import ConfigError, DatasetError, StudyError
 from deepdoctor.overlap import Seen
-from deepdoctor.study import Answer, Studies
-from deepdoctor.trials import Pair, Trial, assign, repeats
-from tests.prepared import UNSEEN, answer_row, bank_question, created, prepared
+from deepdoctor.studies.study import Answer, Studies
+from deepdoctor.studies.trials import Pair, Trial, assign, repeats
+from tests.studies.prepared import UNSEEN, answer_row, bank_question, created, prepared
 
 PAIRS = [Pair(f"question-{number}", 1, "base") for number in range(40)]
 

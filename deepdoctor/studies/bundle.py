@@ -17,12 +17,12 @@ from typing import Any
 
 from deepdoctor.errors import DeepDoctorError, StudyError
 from deepdoctor.files import read_rows, write_json
-from deepdoctor.judged import Judged, guesses, unblind
-from deepdoctor.judgments import Row
-from deepdoctor.results import results
-from deepdoctor.study import Answer, Study
-from deepdoctor.study_exports import codes, comparator, jsonl, preferences, verdicts_csv, verdicts_jsonl
-from deepdoctor.study_report import report
+from deepdoctor.studies.exports import codes, comparator, jsonl, preferences, verdicts_csv, verdicts_jsonl
+from deepdoctor.studies.judged import Judged, guesses, unblind
+from deepdoctor.studies.judgments import Row
+from deepdoctor.studies.report import report
+from deepdoctor.studies.results import results
+from deepdoctor.studies.study import Answer, Study
 
 PACKAGES = ("deepdoctor", "evalica", "numpy", "sacrebleu", "scipy", "statsmodels")
 NEEDED = ("study.json", "questions.json", "answers.jsonl", "judgments.jsonl", "losses.json", "results.json", "versions.json")

@@ -10,9 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from deepdoctor.comparison import Comparison, Transcript
-from deepdoctor.judged import Judged
 from deepdoctor.prompts import render_question, style_named
-from deepdoctor.study import Answer
+from deepdoctor.studies.judged import Judged
+from deepdoctor.studies.study import Answer
 
 Key = tuple[str, int]
 Answers = Mapping[Key, Answer]

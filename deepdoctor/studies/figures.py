@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deepdoctor.headline import percent, spread
+from deepdoctor.studies.headline import percent, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deepdoctor.comparison import Comparison, Transcript
 from deepdoctor.config import SamplingConfig
-from deepdoctor.judged import Judged
 from deepdoctor.prompts import ARTICLE, render_question
-from deepdoctor.study import Answer
-from deepdoctor.study_exports import Preferences, comparator, preferences, verdicts_csv, verdicts_jsonl
-from tests.panel import PLAIN, verdicts
+from deepdoctor.studies.exports import Preferences, comparator, preferences, verdicts_csv, verdicts_jsonl
+from deepdoctor.studies.judged import Judged
+from deepdoctor.studies.study import Answer
+from tests.studies.panel import PLAIN, verdicts
 
 BASE = Transcript("Long.</think>\n- A\n- B", 9, 3, 1.0, "stop")
 TUNED = Transcript("Short.</think>\nA and B.", 7, 2, 1.0, "stop")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from deepdoctor.judged import Judged, guesses, unblind
-from deepdoctor.judgments import Judgments
-from deepdoctor.study import Study
-from deepdoctor.trials import Rater, Trial
-from tests.prepared import other, prepared, verdict
+from deepdoctor.studies.judged import Judged, guesses, unblind
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.study import Study
+from deepdoctor.studies.trials import Rater, Trial
+from tests.studies.prepared import other, prepared, verdict
 
 
 @pytest.fixture

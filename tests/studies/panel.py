@@ -6,7 +6,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from deepdoctor.judged import Judged
+from deepdoctor.studies.judged import Judged
 
 PLAIN = Judged(
     rater="token-1",

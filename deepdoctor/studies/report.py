@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepdoctor.headline import percent, spread
-from deepdoctor.study import Study
-from deepdoctor.study_exports import Answers, shown
-from deepdoctor.study_figures import drawings
+from deepdoctor.studies.exports import Answers, shown
+from deepdoctor.studies.figures import drawings
+from deepdoctor.studies.headline import percent, spread
+from deepdoctor.studies.study import Study
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-TEMPLATE, PARTS = "study_report.html", "study_parts.html"
+TEMPLATE, PARTS = "report.html", "parts.html"
 # measures by arm: label, name, how it is written
 MEASURES = (
     ("answers", "answers", "{:,}"),

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from deepdoctor.comparison import Transcript, measures
-from deepdoctor.judgments import Ballot, Row, ballot
 from deepdoctor.overlap import Grade
-from deepdoctor.study import Answer, Study
-from deepdoctor.trials import Rater, Trial
+from deepdoctor.studies.judgments import Ballot, Row, ballot
+from deepdoctor.studies.study import Answer, Study
+from deepdoctor.studies.trials import Rater, Trial
 
 Correct = Literal["correct", "partly", "wrong", "unsure"]
 Harm = Literal["none", "moderate", "severe"]

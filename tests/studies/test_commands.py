@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from deepdoctor import study_commands
 from deepdoctor.cli import main
 from deepdoctor.errors import ConfigError
-from deepdoctor.judgments import Judgments
 from deepdoctor.runs import Run
-from deepdoctor.study import Studies
-from tests.prepared import answer_row, created, prepared, verdict
+from deepdoctor.studies import commands as study_commands
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.study import Studies
+from tests.studies.prepared import answer_row, created, prepared, verdict
 from tests.ui.fakes import fake_run
 
 Told = Callable[..., Any]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from deepdoctor.statistics import POWER, detectable, questions_needed, votes_needed
+from deepdoctor.studies.statistics import POWER, detectable, questions_needed, votes_needed
 
 Block = Mapping[str, Any]
 UNCALLED = "not enough to call a difference"

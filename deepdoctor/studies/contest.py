@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from deepdoctor import statistics
-from deepdoctor.judged import Correct, Harm, Judged
+from deepdoctor.studies import statistics
+from deepdoctor.studies.judged import Correct, Harm, Judged
 
 SIGNIFICANT = 0.05
 PREFERENCES = ("tuned", "other", "both", "neither")

@@ -9,12 +9,12 @@ from random import Random
 
 import pytest
 
-from deepdoctor.bundle import recompute, write_bundle
 from deepdoctor.cli import main
 from deepdoctor.errors import StudyError
-from deepdoctor.judgments import Judgments, Row
-from deepdoctor.study import Study
-from tests.prepared import other, prepared, verdict
+from deepdoctor.studies.bundle import recompute, write_bundle
+from deepdoctor.studies.judgments import Judgments, Row
+from deepdoctor.studies.study import Study
+from tests.studies.prepared import other, prepared, verdict
 
 NAMES = ("Dr <b>Ada</b> Bold", "Second Rater")
 LOSSES = {"held_out_loss": {"first": 2.0, "last": 1.5}}
@@ -205,7 +205,7 @@ def test_a_hostile_zip_writes_nowhere_and_fills_no_disk(bundle: Path, tmp_path: 
     assert recompute(changed(bundle, tmp_path / "b.zip", change)).differences == []
     assert sorted(file.name for file in tmp_path.iterdir()) == ["b.zip"]
     assert not Path("/tmp/deepdoctor-outside.json").exists()
-    monkeypatch.setattr("deepdoctor.bundle.MOST_BYTES", 10_000)
+    monkeypatch.setattr("deepdoctor.studies.bundle.MOST_BYTES", 10_000)
     with pytest.raises(StudyError, match="too large"):
         recompute(bundle)
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from deepdoctor.judgments import Judgments
 from deepdoctor.runs import Runs
-from deepdoctor.study_progress import losses_of, progress, verdicts
-from tests.prepared import other, prepared, verdict
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.progress import losses_of, progress, verdicts
+from tests.studies.prepared import other, prepared, verdict
 from tests.ui.fakes import fake_run
 
 

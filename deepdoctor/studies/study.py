@@ -16,9 +16,9 @@ from deepdoctor.config import StudyConfig
 from deepdoctor.errors import StudyError
 from deepdoctor.files import append_row, read_rows, write_json
 from deepdoctor.overlap import Grade, Seen
-from deepdoctor.questions import BankQuestion, require_unique
 from deepdoctor.runs import is_alive, this_process
-from deepdoctor.trials import LONGEST_NAME, MOST_YEARS, TOKEN, Arm, Pair, Rater, Trial, assign, new_token, plain_name, same_name
+from deepdoctor.studies.questions import BankQuestion, require_unique
+from deepdoctor.studies.trials import LONGEST_NAME, MOST_YEARS, TOKEN, Arm, Pair, Rater, Trial, assign, new_token, plain_name, same_name
 
 SCHEMA = 1
 State = Literal["preparing", "interrupted", "failed", "open", "closed"]

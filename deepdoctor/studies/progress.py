@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from deepdoctor.errors import RunError
-from deepdoctor.judgments import Judgments
-from deepdoctor.measures import losses
 from deepdoctor.runs import Runs
-from deepdoctor.study import Study
-from deepdoctor.trials import Rater
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.measures import losses
+from deepdoctor.studies.study import Study
+from deepdoctor.studies.trials import Rater
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import pytest
 
 from deepdoctor.dataset import TEACHING_CASES, Example, held_out_examples
 from deepdoctor.errors import DatasetError
-from deepdoctor.questions import BankQuestion, bundled_bank, from_examples, grade, read_bank
 from deepdoctor.readers import read_file
-from tests.prepared import bank_question
+from deepdoctor.studies.questions import BankQuestion, bundled_bank, from_examples, grade, read_bank
+from tests.studies.prepared import bank_question
 
 ROW = {"question": "What is first?", "reference": "This.", "key_points": ["one thing", "another"], "terms": ["One|uno", "two"]}
 TOML = """

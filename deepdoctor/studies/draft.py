@@ -11,9 +11,9 @@ from deepdoctor.config import StudyConfig
 from deepdoctor.dataset import Example, held_out_examples
 from deepdoctor.errors import ConfigError
 from deepdoctor.overlap import Grade, Seen
-from deepdoctor.questions import BankQuestion, bundled_bank, from_examples, grade, read_bank, require_unique
-from deepdoctor.study import Studies, Study
-from deepdoctor.trials import repeats
+from deepdoctor.studies.questions import BankQuestion, bundled_bank, from_examples, grade, read_bank, require_unique
+from deepdoctor.studies.study import Studies, Study
+from deepdoctor.studies.trials import repeats
 
 SOURCES = {
     "bundled": "Bundled question bank",

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from deepdoctor.errors import StudyError
-from deepdoctor.judgments import Judgments, problems
-from deepdoctor.mirror import keep_copy
-from deepdoctor.study import Studies, Study
+from deepdoctor.studies.judgments import Judgments, problems
+from deepdoctor.studies.mirror import keep_copy
+from deepdoctor.studies.study import Studies, Study
 from tests.conftest import free_port
 from tests.loopback_hub import LoopbackHub
-from tests.prepared import other, prepared, verdict
+from tests.studies.prepared import other, prepared, verdict
 
 RATER = "a" * 24
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -152,8 +152,9 @@ def test_torn_and_broken_lines_are_skipped_and_counted(study: Study, store: Judg
 
 def test_kill_9_loses_nothing_that_was_called_saved(study: Study, tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from deepdoctor.judgments import Judgments; from deepdoctor.study import Studies\n"
-        "from tests.prepared import verdict\n"
+        "import sys; from pathlib import Path\n"
+        "from deepdoctor.studies.judgments import Judgments; from deepdoctor.studies.study import Studies\n"
+        "from tests.studies.prepared import verdict\n"
         "store = Judgments(Path(sys.argv[1])); study = Studies(Path(sys.argv[1])).get(sys.argv[2])\n"
         "for number in range(10**6):\n"
         "    store.add(verdict(study, 'a' * 24, f't{number}', comment='x' * 2000)); print(number, flush=True)\n"

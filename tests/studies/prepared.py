@@ -5,8 +5,8 @@ from pathlib import Path
 from deepdoctor.comparison import Comparison, Transcript
 from deepdoctor.config import SamplingConfig, StudyConfig
 from deepdoctor.overlap import Seen
-from deepdoctor.questions import BankQuestion
-from deepdoctor.study import Studies, Study
+from deepdoctor.studies.questions import BankQuestion
+from deepdoctor.studies.study import Studies, Study
 
 UNSEEN = Seen("unseen", None, None, 0.1)
 SPECIALTIES = ("cardiology", "urology", "not medical")

@@ -3,7 +3,7 @@
 import pytest
 
 from deepdoctor.comparison import Transcript
-from deepdoctor.measures import chrf, losses, measure, named, repetition
+from deepdoctor.studies.measures import chrf, losses, measure, named, repetition
 
 REFERENCE = "Take a chest radiograph and ask about smoking."
 QUESTION = {"id": "q", "terms": ["radiograph|x-ray", "smok", "biopsy"], "reference": REFERENCE}

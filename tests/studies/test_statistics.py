@@ -5,9 +5,9 @@ from random import Random
 
 import pytest
 
-from deepdoctor import statistics
-from deepdoctor.judged import Judged
-from tests.panel import average, drawn
+from deepdoctor.studies import statistics
+from deepdoctor.studies.judged import Judged
+from tests.studies.panel import average, drawn
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), example D: 4 observers, 12 units, missing values; categories from 1
 OBSERVERS = (

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from deepdoctor.results import results
-from deepdoctor.study_figures import CORRECT, HARM, PREFERENCE, Drawing, Fill, drawings
-from tests.panel import question_rows, verdicts
+from deepdoctor.studies.figures import CORRECT, HARM, PREFERENCE, Drawing, Fill, drawings
+from deepdoctor.studies.results import results
+from tests.studies.panel import question_rows, verdicts
 
 SVG = "{http://www.w3.org/2000/svg}"
 

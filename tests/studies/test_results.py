@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from deepdoctor.contest import preferred
-from deepdoctor.judged import Judged
-from deepdoctor.results import results
-from tests.panel import PLAIN, drawn, question_rows, verdicts
+from deepdoctor.studies.contest import preferred
+from deepdoctor.studies.judged import Judged
+from deepdoctor.studies.results import results
+from tests.studies.panel import PLAIN, drawn, question_rows, verdicts
 
 
 def found(judged: list[Judged], guesses: tuple = (), questions: int = 30, **changes: Any) -> dict[str, Any]:

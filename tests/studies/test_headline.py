@@ -2,10 +2,10 @@
 
 import pytest
 
-from deepdoctor.contest import compare
-from deepdoctor.headline import headline, power, study_plan
-from deepdoctor.judged import Judged
-from tests.panel import verdicts
+from deepdoctor.studies.contest import compare
+from deepdoctor.studies.headline import headline, power, study_plan
+from deepdoctor.studies.judged import Judged
+from tests.studies.panel import verdicts
 
 
 def panel(wins: int, losses: int, ties: int = 8, severe: tuple[int, int] = (0, 0)) -> list[Judged]:

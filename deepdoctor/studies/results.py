@@ -9,13 +9,13 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from statistics import median, quantiles
 from typing import Any, get_args
 
-from deepdoctor import statistics
-from deepdoctor.contest import HARM_LEVELS, PREFERENCES, compare, preferred, rate
-from deepdoctor.headline import cautions, headline, power
-from deepdoctor.judged import Judged
-from deepdoctor.measures import measure
 from deepdoctor.overlap import Grade
-from deepdoctor.study_exports import codes
+from deepdoctor.studies import statistics
+from deepdoctor.studies.contest import HARM_LEVELS, PREFERENCES, compare, preferred, rate
+from deepdoctor.studies.exports import codes
+from deepdoctor.studies.headline import cautions, headline, power
+from deepdoctor.studies.judged import Judged
+from deepdoctor.studies.measures import measure
 
 SCHEMA = 1
 # in order; "unsure" is no level

@@ -5,17 +5,17 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from deepdoctor.bundle import recompute, write_bundle
 from deepdoctor.commands import Outcome, say, stopping
 from deepdoctor.config import DatasetConfig
 from deepdoctor.dataset import Example, load_rows, map_columns, to_examples
 from deepdoctor.errors import ConfigError
-from deepdoctor.headline import study_plan
-from deepdoctor.judgments import Judgments
 from deepdoctor.runs import Runs
-from deepdoctor.study import Studies, Study
-from deepdoctor.study_draft import Draft
-from deepdoctor.study_progress import losses_of, verdicts
+from deepdoctor.studies.bundle import recompute, write_bundle
+from deepdoctor.studies.draft import Draft
+from deepdoctor.studies.headline import study_plan
+from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.progress import losses_of, verdicts
+from deepdoctor.studies.study import Studies, Study
 
 MOST_SHOWN = 20
 SAY_EVERY = 5

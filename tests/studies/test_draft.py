@@ -7,10 +7,10 @@ import pytest
 from deepdoctor.config import StudyConfig
 from deepdoctor.dataset import Example, held_out_examples
 from deepdoctor.errors import ConfigError, DatasetError, StudyError
-from deepdoctor.questions import BankQuestion, bundled_bank
-from deepdoctor.study import Studies
-from deepdoctor.study_draft import Choice, draft, held_out_questions, questions_of
-from tests.prepared import bank_question
+from deepdoctor.studies.draft import Choice, draft, held_out_questions, questions_of
+from deepdoctor.studies.questions import BankQuestion, bundled_bank
+from deepdoctor.studies.study import Studies
+from tests.studies.prepared import bank_question
 
 CONFIG = StudyConfig(run="r")
 BANK = [bank_question(number) for number in range(20)]
