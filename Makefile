@@ -15,7 +15,8 @@ app: .venv/app.stamp
 	$(BIN)/python app.py
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/browser
+	$(BIN)/python -m pytest tests/browser
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

@@ -116,7 +116,8 @@ def study(page: Page) -> None:
         context.close()
     expect(page.locator("#dd-results .first")).to_contain_text("of ", timeout=MINUTE)
     page.wait_for_timeout(4000)
-    shoot(page, IMAGES / "study.png", at="#dd-results")
+    page.set_viewport_size({"width": 1366, "height": 1180})
+    shoot(page, IMAGES / "study.png", at="#dd-study")
 
 
 def judge(rater: Page, rng: random.Random, picture: Path | None) -> None:

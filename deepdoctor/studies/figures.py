@@ -36,7 +36,7 @@ CORRECT = {
     "correct": Fill("correct", "#e4eff3"),
     "partly": Fill("partly", "#8fb6c4"),
     "wrong": Fill("wrong", "#1d4552", on="#ffffff"),
-    "unsure": Fill("can't tell", "#ffffff", hatch="...."),
+    "unsure": Fill("can't tell", "#ffffff", hatch="xx"),
 }
 HARM = {
     "none": Fill("none", "#f6ece2"),

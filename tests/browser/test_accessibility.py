@@ -109,7 +109,7 @@ def studies(page: Page, _shown: Shown) -> None:
     panel.get_by_role("button", name="Export", exact=True).click()
     expect(panel.locator("#dd-exports a").last).to_be_visible(timeout=30_000)
     panel.get_by_role("button", name="Delete", exact=True).click()
-    expect(panel.get_by_role("button", name="Delete for good")).to_be_visible()
+    expect(panel.get_by_role("button", name="Delete for good")).to_be_visible(timeout=20_000)
 
 
 OPENED = (dataset, dataset_from_file, dataset_from_hub, train, compare, runs, studies)
