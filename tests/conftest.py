@@ -164,7 +164,9 @@ def browser() -> "Iterator[Browser]":
     if not found:
         missing = "Browser tests need Chromium: install it, or name it in CHROMIUM."
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-    from playwright.sync_api import sync_playwright  # not needed by tests on a GPU
+    from playwright.sync_api import expect, sync_playwright  # not needed by tests on a GPU
+
+    expect.set_options(timeout=20_000)  # a busy machine is slow, not wrong
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=found, args=list(CHROMIUM_FLAGS))
