@@ -1,7 +1,11 @@
 """What tests of the real engine process share: asking, training and listening across the pipe."""
 
+import os
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from deepdoctor.comparison import Comparison
 from deepdoctor.config import DatasetConfig, SamplingConfig
@@ -35,6 +39,17 @@ def train(client: EngineClient, dataset: DatasetConfig, **changes: object) -> Ru
 
 def training(run: Run, step: int = 1) -> bool:
     return until(lambda: run.status["step"] >= step)
+
+
+@contextmanager
+def held(client: EngineClient) -> Iterator[None]:
+    """The engine stands still meanwhile, so that whatever is sent reaches it together, on a fast machine too."""
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(client.pid, signal.SIGCONT)
 
 
 def request(run: Run, seed: int = 1, most: int = 300) -> Compare:

@@ -17,7 +17,7 @@ from deepdoctor.engine.protocol import Compare, Export, Finetune, Load, Stop
 from deepdoctor.errors import EngineError, ModelError, RunError, Stopped
 from deepdoctor.runs import Run
 from tests.engine import tiny
-from tests.engine.across import QUESTION, begin, log_of, training
+from tests.engine.across import QUESTION, begin, held, log_of, training
 from tests.engine.tiny import until
 
 pytestmark = pytest.mark.timeout(60)
@@ -125,10 +125,9 @@ def test_training_stops_within_a_step_and_resumes(client: EngineClient, dataset:
 
 def test_a_run_stopped_before_it_began_does_not_train(client: EngineClient, dataset: DatasetConfig) -> None:
     queued = client.runs.create(client.model, dataset, tiny.recipe(max_steps=ENDLESS))
-    number = client._submit(Load(client.model))
-    client.finetune(queued.id)
-    client.stop_training()
-    assert list(client._events(number))
+    with held(client):
+        client.finetune(queued.id)
+        client.stop_training()
     assert until(lambda: queued.state == "stopped")
     assert queued.status["step"] == 0
     assert until(lambda: client.state.phase == "ready")
