@@ -117,7 +117,7 @@ class Handlers:
         name, key = self.context.runs.get(request.run).name, secrets.token_hex(4)
         number = self.context.engine.compare(request)
         running = (gr.update(interactive=False), gr.update(interactive=True))
-        idle = (gr.update(interactive=True), gr.update(interactive=False))
+        idle = (gr.skip(), gr.update(interactive=False))  # Compare comes back when this event is over: until then clicks would be lost
         keep = (gr.skip(),) * 7
         value = transcript.waiting(key, request.question, "Waiting for the engine")
         yield number, *running, value, *hidden_values()
@@ -135,6 +135,10 @@ class Handlers:
         except DeepDoctorError as error:
             yield None, *idle, transcript.failed(value, str(error), keep=not isinstance(error, ProofError)), *keep
             raise
+
+    def ready(self) -> Any:
+        """The Compare button, once a question has been answered."""
+        return gr.update(interactive=True)
 
     @user_errors
     def stop(self, number: int | None) -> Any:

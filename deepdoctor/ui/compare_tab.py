@@ -137,6 +137,7 @@ def _build_shown(context: Context) -> Shown:
 def _wire_asking(handlers: Handlers, ask: Ask, shown: Shown) -> None:
     outputs = [shown.number, ask.compare, ask.stop, *shown.finished]
     event = ask.compare.click(handlers.answers, ask.inputs, outputs, **QUIET)
+    event.then(handlers.ready, None, [ask.compare], **QUIET)
     event.then(partial(history.saved, handlers.context), None, [shown.history], **QUIET)
     ask.stop.click(handlers.stop, [shown.number], [ask.stop], queue=False, **QUIET)
 

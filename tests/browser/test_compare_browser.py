@@ -184,6 +184,16 @@ def test_a_fold_that_the_reader_opened_stays_open_and_one_that_was_closed_stays_
     expect(part(page, "base", "reasoning")).to_be_hidden()
 
 
+def test_a_question_asked_as_soon_as_the_button_is_back_is_answered(page: Page, trained: Served) -> None:
+    trained.context.engine.linger = 1.0  # type: ignore[attr-defined]
+    trained.feed(long_comparison())
+    ask(opened(page, trained))
+    ended(page)
+    trained.feed(fake_comparison())
+    ask(page)
+    expect(part(page, "base", "answer")).to_contain_text("Residual volume")
+
+
 def test_a_reader_who_scrolls_up_in_a_thought_is_left_there(page: Page, trained: Served) -> None:
     trained.feed(*growing(long_comparison(), 45))
     ask(opened(page, trained))

@@ -102,3 +102,13 @@ def test_a_condition_written_twice_is_named(tmp_path: Path) -> None:
 def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"sex is 'x'.*; needs a source; needs at least 2 background phrases"):
         load_conditions(written(tmp_path, {**GOOD, "sex": "x", "background": [], "source": ""}))
+
+
+def test_every_condition_was_compared_with_a_page_and_what_differs_says_how_to_change_it() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "references" / "conditions.jsonl").read_text(encoding="utf-8").splitlines()
+    compared = [json.loads(line) for line in lines]
+    assert [each["condition"] for each in compared] == [condition.name for condition in load_conditions()]
+    for each in compared:
+        assert each["url"].startswith("http"), each["condition"]
+        assert each["grade"] in ("agrees", "minor", "wrong")
+        assert each["grade"] == "agrees" or each["to_change"], each["condition"]

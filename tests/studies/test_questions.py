@@ -53,6 +53,14 @@ def test_the_bundled_bank_is_in_no_teaching_row() -> None:
     assert {seen.grade for seen in grade(bundled_bank(), rows).values()} == {"unseen"}
 
 
+def test_every_bundled_question_was_compared_with_a_page() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "references" / "question_bank.jsonl").read_text(encoding="utf-8").splitlines()
+    compared = {each["question"]: each for each in map(json.loads, lines)}
+    assert set(compared) == {question.id for question in bundled_bank()}
+    for question in bundled_bank():
+        assert compared[question.id]["url"].startswith("http") or question.kind == "general", question.id
+
+
 def test_toml_is_read(tmp_path: Path) -> None:
     file = tmp_path / "bank.toml"
     file.write_text(TOML, encoding="utf-8")

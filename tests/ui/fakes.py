@@ -66,13 +66,14 @@ class FakeEngine(EngineClient):
 
     `feed` queues the answer to one comparison, `feed_export` to one export; an error among the items is raised. `asked`, `trained`,
     `exported`, `loaded`, `stopped` and `prepared` list the requests; `refusal`, if set, is raised by `prepare`. `state` can be set.
-    `pace` is the pause in seconds before each item.
+    `pace` is the pause in seconds before each item, `linger` the one after a comparison's last.
     """
 
     def __init__(self, data_dir: Path, state: EngineState = READY, pace: float = 0.0) -> None:
         super().__init__(data_dir, ModelConfig())
         self._state = state
         self.pace = pace
+        self.linger = 0.0
         self.asked: list[Compare] = []
         self.trained: list[tuple[str, bool]] = []
         self.exported: list[Export] = []
@@ -136,6 +137,7 @@ class FakeEngine(EngineClient):
             if isinstance(item, Comparison):
                 last = item
             yield item
+        time.sleep(self.linger)
 
     def stop(self, number: int) -> None:
         """Remember which comparison is to stop."""

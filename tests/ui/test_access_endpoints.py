@@ -30,7 +30,7 @@ OPEN = {
     *("TrainEvents.use_preset", "TrainEvents.config_text", "TrainEvents.load_config", "TrainEvents.review", "TrainEvents.model_known"),
     *("TrainEvents.tick", "TrainEvents.draw", "TrainEvents.step_through"),
     *("compare_tab.build.<locals>.<lambda>", "compare_events.toggle_reference"),
-    *("Handlers.answers", "Handlers.stop", "Handlers.steps_of", "Handlers.refresh", "Handlers.refresh_if_new"),
+    *("Handlers.answers", "Handlers.ready", "Handlers.stop", "Handlers.steps_of", "Handlers.refresh", "Handlers.refresh_if_new"),
     *("Handlers.reopen", "Handlers.open_linked"),
     *("RunsEvents.refresh", "RunsEvents.pick", "RunsEvents.keep"),
     *("studies_tab._file_part", "studies_events.put_away"),
