@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from deepdoctor.ui.components import note
+from deepdoctor.ui.components import QUIET, note
 from deepdoctor.ui.context import Context, name_of
 
 DOES_NOT_LAST = (
@@ -34,6 +34,6 @@ def build(context: Context, page: gr.Blocks) -> None:
                 told = gr.HTML(events.told(None), apply_default_css=False)
             if access.can_log_in:
                 gr.LoginButton(logout_value="Log out ({})", size="sm", variant="secondary", icon=None, scale=0, min_width=230)
-        page.load(events.told, None, [told], show_progress="hidden", api_visibility="private")
+        page.load(events.told, None, [told], **QUIET)
     if access.place == "space" and not context.settings.data_lasts:
         gr.HTML(note(DOES_NOT_LAST, "warn"), apply_default_css=False, elem_id="dd-does-not-last")

@@ -13,7 +13,7 @@ from deepdoctor.plan import QUICK_SECONDS, roughly
 from deepdoctor.prompts import ARTICLE, STYLES
 from deepdoctor.ui import history, transcript
 from deepdoctor.ui.compare_events import SHOW_REFERENCE, Handlers, toggle_reference
-from deepdoctor.ui.components import empty_state
+from deepdoctor.ui.components import QUIET, empty_state
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import Form, build_form
 
@@ -23,7 +23,7 @@ NO_RUN = (
     f"Open the Train tab, leave the preset on Quick and press Start. It takes about {roughly(QUICK_SECONDS)} on two free cores; "
     "when it ends, come back here and ask both sides the same question."
 )
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+FREE: dict[str, Any] = {**QUIET, "concurrency_limit": None}
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> tuple[Callable[..
     handlers = Handlers(context, ask.sampling, {case.example.question: case.example.response for case in cases})
     _wire_asking(handlers, ask, shown)
     _wire_reading(handlers, shown)
-    ask.case.input(lambda question: question or gr.skip(), [ask.case], [ask.question], **QUIET)
-    ask.run.input(handlers.steps_of, [ask.run], [ask.step], **QUIET)
-    ask.to_train.click(lambda: gr.Tabs(selected="train"), None, tab.parent, **QUIET)
+    ask.case.input(lambda question: question or gr.skip(), [ask.case], [ask.question], **FREE)
+    ask.run.input(handlers.steps_of, [ask.run], [ask.step], **FREE)
+    ask.to_train.click(lambda: gr.Tabs(selected="train"), None, tab.parent, **FREE)
     refreshed = [fingerprint, *ask.refreshed]
-    tab.select(handlers.refresh, [ask.run, ask.step, shown.number], refreshed, **QUIET)
-    tab.select(partial(history.saved, context), None, [shown.history], **QUIET)
-    gr.Timer(REFRESH_SECONDS).tick(handlers.refresh_if_new, [ask.run, ask.step, shown.number, fingerprint], refreshed, **QUIET)
+    tab.select(handlers.refresh, [ask.run, ask.step, shown.number], refreshed, **FREE)
+    tab.select(partial(history.saved, context), None, [shown.history], **FREE)
+    gr.Timer(REFRESH_SECONDS).tick(handlers.refresh_if_new, [ask.run, ask.step, shown.number, fingerprint], refreshed, **FREE)
     return handlers.open_linked, shown.finished
 
 
@@ -136,14 +136,14 @@ def _build_shown(context: Context) -> Shown:
 
 def _wire_asking(handlers: Handlers, ask: Ask, shown: Shown) -> None:
     outputs = [shown.number, ask.compare, ask.stop, *shown.finished]
-    event = ask.compare.click(handlers.answers, ask.inputs, outputs, **QUIET)
-    event.then(handlers.ready, None, [ask.compare], **QUIET)
-    event.then(partial(history.saved, handlers.context), None, [shown.history], **QUIET)
-    ask.stop.click(handlers.stop, [shown.number], [ask.stop], queue=False, **QUIET)
+    event = ask.compare.click(handlers.answers, ask.inputs, outputs, **FREE)
+    event.then(handlers.ready, None, [ask.compare], **FREE)
+    event.then(partial(history.saved, handlers.context), None, [shown.history], **FREE)
+    ask.stop.click(handlers.stop, [shown.number], [ask.stop], queue=False, **FREE)
 
 
 def _wire_reading(handlers: Handlers, shown: Shown) -> None:
-    shown.history.click(handlers.reopen, None, shown.finished, **QUIET)
+    shown.history.click(handlers.reopen, None, shown.finished, **FREE)
     shown.reference_button.click(
         toggle_reference, [shown.reference_button, shown.comparison], [shown.reference_button, shown.reference], **QUIET
     )

@@ -13,6 +13,9 @@ import gradio as gr
 from deepdoctor.errors import DeepDoctorError
 
 BANNER = "Research demo. Not a medical device, not medical advice, not clinically validated. Do not enter patient-identifiable information."
+# For every event: no overlay while it runs, no API. Without the empty list the browser would copy the whole state of each output, and of
+# all that lies inside it, several times an event, though no progress is shown: with our timers that kept it busy for ever.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 BOLD = re.compile(r"\*\*(\S(?:[^*\n]*\S)?)\*\*")
 BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+(.*)$")
 NUMBERED = re.compile(r"^\s*\d{1,2}[.)]\s+")

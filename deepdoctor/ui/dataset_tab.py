@@ -9,13 +9,13 @@ import gradio as gr
 from deepdoctor.config import DatasetConfig, FinetuneConfig
 from deepdoctor.prompts import STYLES
 from deepdoctor.tokens import SUPERVISION
+from deepdoctor.ui.components import QUIET
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.dataset_events import NO_TOKENIZER, DatasetEvents
 from deepdoctor.ui.labels import SOURCES
 from deepdoctor.ui.loaded import Loaded
 
 SUFFIXES = [".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"]
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LATEST: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
 PINNED = [DatasetConfig().config, DatasetConfig().revision]
 OPEN_ON_CLICK = """

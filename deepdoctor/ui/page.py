@@ -8,7 +8,7 @@ import gradio as gr
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig
 from deepdoctor.engine.protocol import EngineState, ModelInfo
 from deepdoctor.ui import access_bar, compare_tab, dataset_tab, runs_tab, studies_tab, theme, train_tab
-from deepdoctor.ui.components import BANNER, escape
+from deepdoctor.ui.components import BANNER, QUIET, escape
 from deepdoctor.ui.context import Context
 
 TITLE = "DeepDoctor"
@@ -37,12 +37,11 @@ def build_app(context: Context) -> gr.Blocks:
                 runs_tab.build(context, dataset, tab)
             with gr.Tab("Studies", id="studies") as tab:
                 studies_tab.build(context, dataset, tab)
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         refresh = functools.partial(refreshed_engine_line, context)
-        gr.Timer(1).tick(refresh, [shown], [status, shown], concurrency_limit=None, **quiet)
-        page.load(functools.partial(current_engine_line, context), None, [status, shown], **quiet)
-        page.load(select_linked_tab, None, [tabs], **quiet)
-        page.load(open_linked, None, linked_outputs, **quiet)
+        gr.Timer(1).tick(refresh, [shown], [status, shown], concurrency_limit=None, **QUIET)
+        page.load(functools.partial(current_engine_line, context), None, [status, shown], **QUIET)
+        page.load(select_linked_tab, None, [tabs], **QUIET)
+        page.load(open_linked, None, linked_outputs, **QUIET)
     page.queue(default_concurrency_limit=16)
     return page
 

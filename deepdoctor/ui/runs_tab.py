@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
+from deepdoctor.ui.components import QUIET
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.runs_events import RunsEvents
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # names open, ticks compare; the focus stays where it was when the list is drawn anew
 ON_CLICK = """
 let held = null;

@@ -9,12 +9,12 @@ from deepdoctor.config import SamplingConfig, StudyConfig
 from deepdoctor.prompts import STYLES
 from deepdoctor.studies.draft import SOURCES
 from deepdoctor.studies.questions import DIFFICULTIES, KINDS
+from deepdoctor.ui.components import QUIET
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import Form, build_form
 from deepdoctor.ui.loaded import Loaded
 from deepdoctor.ui.studies_events import EXPORTED, NO_PROBLEMS, NOTHING_SEEN, StudiesEvents, put_away
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LATEST: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
 SUFFIXES = [".toml", ".json", ".jsonl", ".csv", ".parquet"]
 # names open; the focus stays where it was when the list is drawn anew

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from deepdoctor.config import EMBEDDED_MODEL, PRESETS
+from deepdoctor.ui.components import QUIET
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import Form, build_form
 from deepdoctor.ui.labels import LABELS, label_of_choice
@@ -13,7 +14,6 @@ from deepdoctor.ui.loaded import Loaded
 from deepdoctor.ui.plots import SMOOTHING
 from deepdoctor.ui.train_events import NOTHING_SEEN, PRESET_WORDS, TrainEvents
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LATEST: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
 LIVE: dict[str, Any] = {**QUIET, "concurrency_limit": None}
 DOWNLOAD = """(text) => {

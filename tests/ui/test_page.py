@@ -41,6 +41,12 @@ def test_nothing_is_reported_and_no_event_is_an_endpoint(tmp_path: Path) -> None
     assert {each["api_visibility"] for each in config["dependencies"]} == {"private"}
 
 
+def test_no_event_makes_the_browser_copy_its_outputs(tmp_path: Path) -> None:
+    events = [each for each in config_of(tmp_path)["dependencies"] if each["backend_fn"]]
+    assert len(events) > 50
+    assert [each["api_name"] for each in events if each["show_progress_on"] != []] == []
+
+
 def test_launch_keeps_questions_out_of_the_browser() -> None:
     options = page.launch_options()
     assert options["run_history"] is False
