@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import gradio as gr
 from playwright.sync_api import Locator, Page, expect
 
 from deepdoctor.overlap import Seen
@@ -15,7 +16,7 @@ from deepdoctor.ui.context import Context
 from deepdoctor.ui.page import build_app, launch_options
 from tests.conftest import free_port
 from tests.studies.prepared import prepared, verdict
-from tests.ui.fakes import FakeEngine, fake_comparison, fake_context, fake_run, in_event_loop
+from tests.ui.fakes import FakeEngine, close, fake_comparison, fake_context, fake_run, in_event_loop
 
 # everything that Tab reaches but that nobody can see
 INVISIBLE = """() => [...document.querySelectorAll('button, a[href], input, select, textarea, [tabindex]')]
@@ -43,7 +44,7 @@ def whole_page(data_dir: Path) -> Iterator[Shown]:
     """Serve all five tabs over a FakeEngine with its data in `data_dir`."""
     context = fake_context(data_dir, pace=0.05)
 
-    def launched() -> tuple[str, object]:
+    def launched() -> tuple[str, gr.Blocks]:
         page = build_app(context)
         page.launch(server_name="127.0.0.1", server_port=free_port(), prevent_thread_lock=True, **launch_options())
         return str(page.local_url), page
@@ -52,7 +53,7 @@ def whole_page(data_dir: Path) -> Iterator[Shown]:
     try:
         yield Shown(url, context)
     finally:
-        page.close(verbose=False)  # type: ignore[attr-defined]
+        close(page)
 
 
 def probed_run(data_dir: Path, name: str, state: State = "finished") -> Run:

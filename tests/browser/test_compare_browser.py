@@ -18,7 +18,7 @@ from deepdoctor.ui.context import Context
 from tests.browser.pages import open_tab, whole_page
 from tests.browser.payloads import OUTSIDE, PAYLOADS, RAN
 from tests.conftest import free_port
-from tests.ui.fakes import QUESTION, fake_comparison, fake_context, fake_run, growing, in_event_loop, transcript
+from tests.ui.fakes import QUESTION, close, fake_comparison, fake_context, fake_run, growing, in_event_loop, transcript
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=15_000)
@@ -64,7 +64,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
     context = fake_context(tmp_path, pace=0.11)
     url, page = serve(context)
     yield Served(url, context)
-    page.close(verbose=False)
+    close(page)
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import gradio as gr
+
 from deepdoctor import nano
 from deepdoctor.comparison import Comparison, Comparisons, Proof, Transcript
 from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, Settings
@@ -186,6 +188,13 @@ def in_event_loop(make: Callable[[], T]) -> T:
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(lambda: asyncio.run(called())).result()
+
+
+def close(page: gr.Blocks) -> None:
+    """Close a launched page without waiting for the browsers that still listen to it."""
+    assert page.server is not None
+    page.server.force_exit = True
+    page.close(verbose=False)
 
 
 def fake_context(data_dir: Path, state: EngineState = READY, pace: float = 0.0) -> Context:

@@ -18,7 +18,7 @@ from deepdoctor.studies.study import Studies
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.page import build_app, launch_options
 from tests.conftest import free_port
-from tests.ui.fakes import FakeEngine, fake_comparison
+from tests.ui.fakes import FakeEngine, close, fake_comparison
 
 
 def handler_name(handler: Any) -> str:
@@ -47,7 +47,7 @@ def main() -> None:
     }
     print(json.dumps(told), flush=True)
     sys.stdin.read()
-    page.close(verbose=False)
+    close(page)
 
 
 if __name__ == "__main__":

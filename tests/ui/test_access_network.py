@@ -16,7 +16,7 @@ import app
 from deepdoctor.config import Settings
 from deepdoctor.ui.page import build_app, launch_options
 from tests.conftest import free_port
-from tests.ui.fakes import fake_context, fake_run, in_event_loop
+from tests.ui.fakes import close, fake_context, fake_run, in_event_loop
 from tests.ui.space_page import handler_name
 from tests.ui.visitors import GATED, REFUSED, Visitor
 
@@ -39,7 +39,7 @@ def on_a_network(data_dir: Path, login: str = "") -> Iterator[tuple[str, dict[st
     try:
         yield page.local_url, {handler_name(each.fn): (key, len(each.inputs)) for key, each in page.fns.items() if each.fn is not None}
     finally:
-        page.close(verbose=False)
+        close(page)
 
 
 def test_a_network_without_a_login_is_closed_both_ways(tmp_path: Path) -> None:
