@@ -51,6 +51,7 @@ def available_port(host: str, port: int) -> int:
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Open the page, start the engine behind it, and wait for `stop`; then close both."""
     port = available_port(settings.host, settings.port)
+    os.environ["USE_TORCH"] = "0"  # or `datasets`, asked for rows of the Hub, would import torch into the process of the page
     # Imported here because it takes seconds, which neither --help nor a port that is taken should cost.
     from deepdoctor.ui.context import Context
     from deepdoctor.ui.judge.app import judge_routes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from deepdoctor.dataset import PARTS, Example
 from deepdoctor.errors import DatasetError
 from deepdoctor.overlap import Overlap, normalize
-from deepdoctor.prompts import PromptStyle, marker_in, render_completion, render_question
+from deepdoctor.prompts import THINK_CLOSE, PromptStyle, marker_in, render_completion, render_question
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -17,7 +17,10 @@ BATCH = 512
 KINDS = {
     "empty": ("Question or response empty", "Left out: there is nothing to ask or to answer."),
     "no_reasoning": ("Reasoning empty", "Left out: they would teach the model to answer without thinking."),
-    "marker": ("Control marker inside a part", "Left out: the model obeys a marker such as </think> instead of reading it."),
+    "marker": (
+        "Control marker inside a part ({closing} with </think>)",
+        "Left out: the model obeys a marker instead of reading it.",
+    ),
     "held_out": ("Overlap a held-out question", "Left out, so that the held-out loss stays honest."),
     "duplicate": ("Same question as an earlier row", "Left out: the first of them is kept."),
     "over_length": ("Longer than {longest} tokens", "Left out: a text that is cut off would teach the model never to end."),
@@ -92,8 +95,10 @@ def check(
     found: dict[str, list[int]] = {kind: [] for kind in KINDS}
     kept: list[int] = []
     questions: set[str] = set()
+    closing = 0
     for index, example in enumerate(examples):
         troubles = list(_troubles(example, eos, overlap))
+        closing += any(THINK_CLOSE in getattr(example, part) for part in PARTS)
         if lengths["total"][index] > max_seq_length:
             troubles.append("over_length")
             if lengths["total"][index] - lengths["reasoning"][index] - lengths["response"][index] >= max_seq_length:
@@ -106,7 +111,7 @@ def check(
         for kind in troubles:
             found[kind].append(index + 1)
     findings = {
-        kind: Finding(title.format(longest=f"{max_seq_length:,}"), len(found[kind]), found[kind][:ROWS_SHOWN], done)
+        kind: Finding(title.format(longest=f"{max_seq_length:,}", closing=f"{closing:,}"), len(found[kind]), found[kind][:ROWS_SHOWN], done)
         for kind, (title, done) in KINDS.items()
     }
     return Report(len(examples), findings, lengths, kept)

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepdoctor.comparison import FINISH_WORDS, Comparison, Comparisons, Transcript
+from deepdoctor.comparison import Comparisons, comparison_text
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, preset
 from deepdoctor.dataset import held_out_examples
 from deepdoctor.engine.protocol import Compare, Export
@@ -88,6 +88,7 @@ def starting_point(name: str | None, model: ModelConfig) -> FinetuneConfig:
 
 def finetune(data_dir: Path, model: ModelConfig, rows: DatasetConfig, recipe: FinetuneConfig, name: str = "") -> Outcome:
     """Make a run and train it to its end, or until Ctrl-C. Raises DeepDoctorError."""
+    _must_be_free(data_dir)
     session = _session(data_dir, model)
     run = session.runs.create(model, rows, recipe, name)
     say(f"Run {run.id} ({run.name}) in {run.path}; Ctrl-C stops and saves.")
@@ -101,8 +102,16 @@ def resume(data_dir: Path, run_id: str, force: bool = False) -> Outcome:
         raise RunError(f"Run {run.name} is finished; there is nothing to resume. Start a new run to train further.")
     if run.state not in RESUMABLE and not force and (run.is_claimed() or run.state == "queued"):
         raise RunError(f"Run {run.name} is {run.state}. Stop it first; if nothing trains it any more, add --force.")
+    if not force:
+        _must_be_free(data_dir)
     session = _session(data_dir, run.model)
     return _train(session, run, resume=True)
+
+
+def _must_be_free(data_dir: Path) -> None:
+    active = next((run for run in Runs(data_dir).list() if run.state == "running" and run.is_claimed()), None)
+    if active:
+        raise RunError(f"Run {active.name} is training already, in the app or by another command. Stop it first, or wait for it to end.")
 
 
 def _train(session: "Session", run: Run, resume: bool) -> Outcome:
@@ -252,27 +261,6 @@ def compare(
     with stopping("Stopping …") as should_stop:
         *_, last = session.compare(request, should_stop)
     return Outcome(last.to_dict(), comparison_text(last))
-
-
-def comparison_text(comparison: Comparison) -> str:
-    """A comparison for reading."""
-    proof = comparison.proof
-    sides = [_side(name, transcript) for name, transcript in (("BASE", comparison.base), ("TUNED", comparison.tuned))]
-    lines = [comparison.question, "", *sides]
-    if proof:
-        lines.append(
-            f"proof: base differs from the plain base by {proof.base_difference:.2g}, tuned from PEFT by {proof.tuned_difference:.2g} "
-            f"(at most {proof.tolerance:.2g}); the adapter changes logits by {proof.effect:.2g}"
-        )
-    lines += [f"reference: {comparison.reference}"] if comparison.reference else []
-    return "\n".join([*lines, f"saved as {comparison.id}; the question is {comparison.seen.get('grade', 'not graded')} in training"])
-
-
-def _side(name: str, side: Transcript) -> str:
-    finish = FINISH_WORDS[side.finish_reason]
-    told = f"{name}: {side.tokens} tokens, {side.reasoning_tokens} of them reasoning, {side.seconds:.1f} s, {finish}"
-    answer = side.response if side.closed else f"(no answer: the thought was {finish})"
-    return f"{told}\n--- reasoning\n{side.reasoning}\n--- answer\n{answer}\n"
 
 
 def export(data_dir: Path, run_id: str, step: int | None, merged: bool) -> Outcome:

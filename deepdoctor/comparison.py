@@ -14,6 +14,8 @@ from deepdoctor.files import write_json
 from deepdoctor.prompts import split_completion
 
 SCHEMA = 1
+LISTED = re.compile(r"\s*(?:[-*•]|\d+[.)])\s+")
+HEADING = re.compile(r"\s*(?:#{1,6}\s|\*\*[^*\n]+\*\*:?\s*$)")
 Finish = Literal["", "stop", "length", "stopped"]
 FINISH_WORDS = {"": "writing", "stop": "finished", "length": "cut off by the length limit", "stopped": "stopped by you"}
 
@@ -161,15 +163,16 @@ class Comparison:
 
 
 def measures(transcript: Transcript) -> dict[str, int]:
-    """Style of one side in numbers: reasoning_tokens, response_tokens, response_words, bullets, headings, paragraphs."""
-    response = transcript.response
+    """Style of one side in numbers: reasoning_tokens, response_tokens, response_words, bullets, headings, paragraphs (every other line)."""
+    lines = [line for line in transcript.response.splitlines() if line.strip()]
+    listed, headings = [line for line in lines if LISTED.match(line)], [line for line in lines if HEADING.match(line)]
     return {
         "reasoning_tokens": transcript.reasoning_tokens,
         "response_tokens": max(0, transcript.tokens - transcript.reasoning_tokens) if transcript.closed else 0,
-        "response_words": len(response.split()),
-        "bullets": len(re.findall(r"^\s*(?:[-*•]|\d+[.)])\s+", response, flags=re.MULTILINE)),
-        "headings": len(re.findall(r"^\s*(?:#{1,6}\s|\*\*[^*\n]+\*\*:?\s*$)", response, flags=re.MULTILINE)),
-        "paragraphs": len([part for part in re.split(r"\n\s*\n|\n", response) if part.strip()]),
+        "response_words": len(transcript.response.split()),
+        "bullets": len(listed),
+        "headings": len(headings),
+        "paragraphs": sum(line not in listed and line not in headings for line in lines),
     }
 
 
@@ -177,6 +180,27 @@ def changes(base: Transcript, tuned: Transcript) -> dict[str, dict[str, int]]:
     """What changed, in numbers: {measure: {"base": n, "tuned": m}}."""
     before, after = measures(base), measures(tuned)
     return {name: {"base": before[name], "tuned": after[name]} for name in before}
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """A comparison for reading."""
+    proof = comparison.proof
+    sides = [_side(name, transcript) for name, transcript in (("BASE", comparison.base), ("TUNED", comparison.tuned))]
+    lines = [comparison.question, "", *sides]
+    if proof:
+        lines.append(
+            f"proof: base differs from the plain base by {proof.base_difference:.2g}, tuned from PEFT by {proof.tuned_difference:.2g} "
+            f"(at most {proof.tolerance:.2g}); the adapter changes logits by {proof.effect:.2g}"
+        )
+    lines += [f"reference: {comparison.reference}"] if comparison.reference else []
+    return "\n".join([*lines, f"saved as {comparison.id}; the question is {comparison.seen.get('grade', 'not graded')} in training"])
+
+
+def _side(name: str, side: Transcript) -> str:
+    finish = FINISH_WORDS[side.finish_reason]
+    told = f"{name}: {side.tokens} tokens, {side.reasoning_tokens} of them reasoning, {side.seconds:.1f} s, {finish}"
+    answer = side.response if side.closed else f"(no answer: the thought was {finish})"
+    return f"{told}\n--- reasoning\n{side.reasoning}\n--- answer\n{answer}\n"
 
 
 class Comparisons:

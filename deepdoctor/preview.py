@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 
 from deepdoctor.checks import Report, check
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig
-from deepdoctor.dataset import Example, held_out_examples, load_rows, map_columns, to_examples
-from deepdoctor.errors import ConfigError, ModelError
+from deepdoctor.dataset import Example, keep_apart, load_rows, map_columns, to_examples
+from deepdoctor.errors import ConfigError, DatasetError, ModelError
 from deepdoctor.prompts import style_named
 from deepdoctor.tokens import encode_example
 
@@ -39,20 +39,36 @@ def preview(
         if not 1 <= row <= len(examples):
             raise ConfigError(f"There are {len(examples):,} rows; {row} is not one of them.", field="row")
         return one_row(examples[row - 1], row, tokenizer, eos, recipe)
-    held_out = [case.example for case in held_out_examples()]
-    report = check(examples, tokenizer, eos, style_named(recipe.prompt_style), recipe.max_seq_length, held_out)
+    training, apart, too_few = _kept_apart(examples, config, recipe)
+    report = check(training, tokenizer, eos, style_named(recipe.prompt_style), recipe.max_seq_length, apart)
+    drawn = set(map(id, apart))
+    numbers = [number for number, example in enumerate(examples, start=1) if id(example) not in drawn]
     value = {
         "source": rows.source,
         "fingerprint": rows.fingerprint,
         "columns": rows.columns,
         "mapped": asdict(columns),
         **report.summary(),
-        "findings": {kind: asdict(finding) for kind, finding in report.findings.items()},
+        "rows": len(examples),
+        "held_out_rows": len(examples) - len(training),
+        "too_few": too_few,
+        "findings": {
+            kind: {**asdict(finding), "rows": [numbers[row - 1] for row in finding.rows]} for kind, finding in report.findings.items()
+        },
         "questions": [example.question for example in examples[: listed or 0]],
     }
-    lines = [f"{rows.source}: {report.rows:,} rows, {len(report.kept):,} to train on", "columns: " + _mapped(asdict(columns))]
+    kept = f"{len(report.kept):,} to train on" + (f", {value['held_out_rows']:,} kept apart" if value["held_out_rows"] else "")
+    lines = [f"{rows.source}: {len(examples):,} rows, {kept}", *filter(None, [too_few]), "columns: " + _mapped(asdict(columns))]
     lines += [*_findings(report), *_lengths(report)]
     return value, [*lines, *(f"{number}. {question}" for number, question in enumerate(value["questions"], start=1))]
+
+
+def _kept_apart(examples: list[Example], config: DatasetConfig, recipe: FinetuneConfig) -> tuple[list[Example], list[Example], str]:
+    """(training, kept apart, why training would refuse them): rows too few to keep any apart are looked at all the same."""
+    try:
+        return *keep_apart(examples, config.source, recipe.held_out_rows, recipe.seed), ""
+    except DatasetError as error:
+        return examples, [], str(error)
 
 
 def one_row(example: Example, number: int, tokenizer: Tokenizer, eos: str, recipe: FinetuneConfig) -> tuple[dict[str, Any], list[str]]:

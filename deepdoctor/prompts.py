@@ -26,7 +26,7 @@ class PromptStyle:
 
 ARTICLE = PromptStyle(
     name="article",
-    label="Article (the prompt the model is tuned with)",
+    label="Article (the prompt of the source's recipe)",
     prompt=(
         "Below is an instruction that describes a task, paired with an input that provides further context.\n"
         "Write a response that appropriately completes the request.\n"

@@ -144,6 +144,12 @@ def test_a_row_with_two_troubles_is_left_out_once(tokenizer: Tokenizer) -> None:
     assert report.left_out == 1
 
 
+def test_rows_that_close_the_thought_themselves_are_counted_among_the_markers(tokenizer: Tokenizer) -> None:
+    report = checked([GOOD, Example("q", "c </think> d", "r"), Example("q2", "c", "r <｜User｜>")], tokenizer)
+    assert report.findings["marker"].count == 2
+    assert report.findings["marker"].title == "Control marker inside a part (1 with </think>)"
+
+
 def test_none_left_says_why(tokenizer: Tokenizer) -> None:
     examples = [Example("", "c", "r"), Example("", "c", "r"), Example("q", "", "r")]
     with pytest.raises(DatasetError, match=r"None of the 3 rows.*question or response empty: 2; reasoning empty: 1"):

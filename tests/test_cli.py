@@ -117,6 +117,19 @@ def test_dataset_counts_and_says_what_is_done(rows_file: str, capsys: pytest.Cap
     assert "3 rows read" in err
 
 
+def test_dataset_keeps_apart_what_training_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"Question": f"{QUESTION} {n}", "Complex_CoT": REASONING, "Response": RESPONSE} for n in range(40)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    given = ["dataset", "--dataset-source", "file", "--dataset-path", str(tmp_path / "rows.json")]
+    code, value, _err = told(capsys, *given)
+    apart = preset("article").held_out_rows
+    assert (code, value["rows"], value["kept"], value["held_out_rows"]) == (0, 40, 40 - apart, apart)
+    (tmp_path / "rows.json").write_text(json.dumps(rows[:12]), encoding="utf-8")
+    code, value, _err = told(capsys, *given)
+    assert (code, value["kept"], value["held_out_rows"]) == (0, 12, 0)
+    assert "24 held out leave none to train on" in value["too_few"]
+
+
 def test_dataset_shows_a_row_with_what_is_trained_on(rows_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["dataset", "--dataset-source", "file", "--dataset-path", rows_file, "--row", "2", "--supervision", "response_only"]
     _, value, _ = told(capsys, *given)
@@ -154,6 +167,16 @@ def test_only_a_run_that_ended_early_is_resumed(state: str, message: str, run: R
     run.set_status(state=state)
     with pytest.raises(commands.RunError, match=message):
         commands.resume(tmp_path, run.id)
+
+
+def test_while_a_run_trains_another_is_neither_started_nor_resumed(run: Run, tmp_path: Path) -> None:
+    busy = Runs(tmp_path).create(ModelConfig(), DatasetConfig(), preset("quick"), "the page's")
+    busy.claim()
+    with pytest.raises(commands.RunError, match="Run the page's is training already, in the app or by another command"):
+        commands.finetune(tmp_path, ModelConfig(), DatasetConfig(), preset("quick"))
+    with pytest.raises(commands.RunError, match="the page's is training already"):
+        commands.resume(tmp_path, run.id)
+    assert {each.name for each in Runs(tmp_path).list()} == {"first", "the page's"}
 
 
 def test_a_run_without_adapter_is_told_before_the_model_is_loaded(run: Run, tmp_path: Path) -> None:

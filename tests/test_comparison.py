@@ -58,7 +58,7 @@ def test_style_in_numbers() -> None:
         "response_words": 7,
         "bullets": 3,
         "headings": 1,
-        "paragraphs": 4,
+        "paragraphs": 0,
     }
     assert measures(Transcript())["paragraphs"] == 0
 
@@ -67,10 +67,11 @@ def test_style_in_numbers() -> None:
     ("response", "bullets", "headings", "paragraphs"),
     [
         ("One paragraph, with - a dash and 2. a number inside.", 0, 0, 1),
-        ("* a\n• b\n2) c", 3, 0, 3),
+        ("* a\n• b\n2) c", 3, 0, 0),
+        ("**Diagnosis**\nRetinal detachment\n- a curtain\n- floaters", 2, 1, 1),
         ("**Bold** begins this sentence.", 0, 0, 1),
-        ("# Title\nText", 0, 1, 2),
-        ("**Title:**\nText", 0, 1, 2),
+        ("# Title\nText", 0, 1, 1),
+        ("**Title:**\nText", 0, 1, 1),
         ("#hashtag", 0, 0, 1),
         ("-5 degrees", 0, 0, 1),
         ("First.\n\n \n\nSecond.", 0, 0, 2),

@@ -15,16 +15,16 @@ SHOWN = ("", "deepdoctor/", "deepdoctor/studies/", "deepdoctor/engine/", "deepdo
 NOT_SHOWN = {"__pycache__", "__init__.py", "data", "build", "dist", "wandb", "site-packages"}
 
 
-def told_paths() -> set[str]:
+def told_paths() -> list[str]:
     """Paths of the README's tree, folders with a slash at the end. Two spaces of indentation are one level; words follow the name."""
     block = README.split("## The tree", 1)[1].split("```")[1].removeprefix("text").strip("\n")
-    found, above = set(), [""]
+    found, above = [], [""]
     for line in block.splitlines():
         name, told = re.fullmatch(r" *(\S+)(?: +(.+))?", line).groups()  # type: ignore[union-attr]
         level = (len(line) - len(line.lstrip())) // 2
         assert told, f"the tree says nothing about {name}"
         above = [*above[: level + 1], name] if name.endswith("/") else above[: level + 1]
-        found.add("".join(above[: level + 1]) + name)
+        found.append("".join(above[: level + 1]) + name)
     return found
 
 
@@ -40,8 +40,9 @@ def actual_paths() -> set[str]:
 
 def test_the_tree_is_the_files() -> None:
     told, actual = told_paths(), actual_paths()
-    assert sorted(actual - told) == [], "not in the README's tree"
-    assert sorted(told - actual) == [], "in the README's tree, but gone"
+    assert len(told) == len(set(told)), "named twice"
+    assert sorted(actual - set(told)) == [], "not in the README's tree"
+    assert sorted(set(told) - actual) == [], "in the README's tree, but gone"
 
 
 def test_every_make_target_named_exists() -> None:

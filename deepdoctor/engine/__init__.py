@@ -1,4 +1,4 @@
-"""The engine: the one process that owns the accelerator and the loaded model. The only package that imports torch."""
+"""The engine: the one process that owns the accelerator and the loaded model. With the scripts that build nano, all that imports torch."""
 
 import os
 

@@ -75,7 +75,7 @@ class EngineClient:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={name: value for name, value in os.environ.items() if name != "USE_TORCH"} | {"PYTHONUNBUFFERED": "1"},
             )
         with self._lock:
             self._connection = ours

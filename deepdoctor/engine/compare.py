@@ -152,7 +152,7 @@ def _distance(left: Tensor, right: Tensor) -> float:
 
 
 def _spread(left: Tensor, right: Tensor) -> float:
-    return float((left - right).double().square().mean().sqrt())
+    return float((left - right).cpu().double().square().mean().sqrt())  # MPS has no 64-bit numbers
 
 
 def versions() -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Follow(TrainerCallback, ExportableState):
         self.step = 0
         self.stopped = False
         self._began = self._window_began = time.perf_counter()
-        self._first = 0
+        self._first, self._earlier = 0, 0.0
         self._tokens_a_row = sum(len(row.ids) for row in rows.train) / len(rows.train)
 
     def state(self) -> dict[str, Any]:
@@ -45,6 +45,7 @@ class Follow(TrainerCallback, ExportableState):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Evaluate the untouched model, or on resume take up the saved window."""
         self._first = self.step = state.global_step
+        self._earlier = float(self.run.status.get("seconds") or 0.0) if state.global_step else 0.0
         if state.global_step:
             self.window = _saved_window(state)
         else:
@@ -87,7 +88,7 @@ class Follow(TrainerCallback, ExportableState):
         self.step = state.global_step
         elapsed = time.perf_counter() - self._began
         eta = elapsed / max(1, self.step - self._first) * (state.max_steps - self.step)
-        self.run.set_status(step=self.step, seconds=round(elapsed, 1), eta_seconds=round(eta, 1))
+        self.run.set_status(step=self.step, seconds=round(self._earlier + elapsed, 1), eta_seconds=round(eta, 1))
         if self.should_stop():
             self.stopped = self.step < state.max_steps
             control.should_save = control.should_training_stop = True

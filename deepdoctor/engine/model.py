@@ -1,4 +1,4 @@
-"""Loading the base model, and attaching, selecting and fingerprinting LoRA adapters on it."""
+"""Loading the base model: which folder, in which numbers, and what is told when it cannot be."""
 
 import json
 from collections.abc import Callable

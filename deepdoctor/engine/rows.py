@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from deepdoctor.checks import check
 from deepdoctor.dataset import Example, keep_apart, load_rows, map_columns, to_examples
 from deepdoctor.engine.model import LoadedModel
-from deepdoctor.errors import DatasetError
 from deepdoctor.files import write_json
 from deepdoctor.prompts import marker_in, style_named
 from deepdoctor.runs import Run
@@ -46,9 +45,7 @@ def prepare_rows(loaded: LoadedModel, run: Run) -> TrainingRows:
     held_out = kept_apart[: config.held_out_rows]
     longest = min(config.max_seq_length, loaded.info.max_length)
     report = check(examples, tokenizer, loaded.info.eos, style, longest, kept_apart)
-    kept = [examples[index] for index in report.kept]
-    if not kept:
-        raise DatasetError("No row is left to train on after the checks; the dataset tab shows what was left out and why.")
+    kept = report.kept_examples(examples)
     write_json(run.path / "questions.json", [example.question for example in kept])
     write_json(run.path / "rows.json", {"source": rows.source, "fingerprint": rows.fingerprint, **report.summary()})
 

@@ -1,6 +1,7 @@
 """Weights & Biases: the run's metrics logged with the real client, and never a reason for a run to stop."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from deepdoctor.runs import Run
 
 Call = Callable[[], Any]
+REFUSED = re.compile(r"\b40[13]\b|invalid api key|api key must|api_key", re.IGNORECASE)
 
 
 class Tracker:
@@ -63,9 +65,17 @@ class Tracker:
         try:
             call()
         except Exception as error:  # whatever W&B or its network does must not end a training run
-            self._give_up(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+            self._give_up(in_words(error))
 
     def _give_up(self, why: str) -> None:
         self._wandb = None
         self.run.log(f"Weights & Biases: {why}")
         self.run.set_status(wandb_message=f"Weights & Biases: {why}")
+
+
+def in_words(error: Exception) -> str:
+    """What stopped the logging, for the user: a key that is refused is named as such, all else by its first line."""
+    said = str(error).strip()
+    if REFUSED.search(said):
+        return "WANDB_API_KEY was refused. Copy it again from wandb.ai/authorize and restart the app; this run goes on without being logged"
+    return said.splitlines()[0] if said else type(error).__name__

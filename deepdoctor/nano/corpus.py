@@ -1,4 +1,4 @@
-"""The pretraining corpus: endless fresh cases in the base voice, as token ids. Torch-free, so that many processes can make it."""
+"""The pretraining corpus: endless fresh cases in the base voice, as token ids. Written by many processes at once."""
 
 import multiprocessing
 import os

@@ -62,7 +62,8 @@ class Handlers:
         return gr.skip() if fingerprint == self.fingerprint(number) else self.refresh(run, step, number)
 
     def refresh(self, run: str | None, step: Any, number: int | None) -> tuple[Any, ...]:
-        """Fingerprint, whether there is anything to compare, the choices of run and checkpoint (keeping what is chosen), what goes on.
+        """Fingerprint, whether there is anything to compare, the choices of run and checkpoint (keeping what is chosen), the style of a
+        run that is chosen now, what goes on.
 
         `number` is the comparison that this viewer waits for, if any: its panels say what goes on, so nothing else does.
         """
@@ -78,6 +79,7 @@ class Handlers:
             gr.update(visible=bool(ids)),
             gr.update(choices=choices, value=chosen),
             gr.update(choices=steps, value=kept),
+            gr.skip() if chosen == run else self._style_of(chosen),
             gr.update(value=busy, visible=bool(busy)),
         )
 
@@ -93,10 +95,13 @@ class Handlers:
         return ""
 
     @user_errors
-    def steps_of(self, run: str | None) -> Any:
-        """The checkpoints of a run that was just chosen."""
+    def steps_of(self, run: str | None) -> tuple[Any, Any]:
+        """The checkpoints of a run that was just chosen, and the prompt style that it was tuned with."""
         steps = step_choices(self.context.runs.get(run)) if run else []
-        return gr.update(choices=steps, value=steps[0][1] if steps else None)
+        return gr.update(choices=steps, value=steps[0][1] if steps else None), self._style_of(run)
+
+    def _style_of(self, run: str | None) -> Any:
+        return self.context.runs.get(run).finetune.prompt_style if run else gr.skip()
 
     def request(self, question: str, run: str | None, step: Any, style: str, sampling: tuple[Any, ...]) -> Compare:
         """The request those inputs make. Raises ConfigError or RunError saying what is missing."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from deepdoctor.config import SamplingConfig
+from deepdoctor.config import EMBEDDED_MODEL, SamplingConfig
 from deepdoctor.dataset import HeldOutCase, held_out_examples
 from deepdoctor.plan import QUICK_SECONDS, roughly
 from deepdoctor.prompts import ARTICLE, STYLES
@@ -19,10 +19,8 @@ from deepdoctor.ui.form import Form, build_form
 
 REFRESH_SECONDS = 3
 NO_RUN_TITLE = "There is no fine-tuned run to compare yet"
-NO_RUN = (
-    f"Open the Train tab, leave the preset on Quick and press Start. It takes about {roughly(QUICK_SECONDS)} on two free cores; "
-    "when it ends, come back here and ask both sides the same question."
-)
+NO_RUN = "Open the Train tab, choose a recipe and press Start{quick}. When it ends, come back here and ask both sides the same question."
+QUICK = f": Quick takes about {roughly(QUICK_SECONDS)} on two free cores"
 FREE: dict[str, Any] = {**QUIET, "concurrency_limit": None}
 
 
@@ -51,7 +49,7 @@ class Ask:
     @property
     def refreshed(self) -> list[Any]:
         """What `refresh` writes, after the fingerprint, in its order."""
-        return [self.empty, self.form, self.run, self.step, self.busy]
+        return [self.empty, self.form, self.run, self.step, self.style, self.busy]
 
 
 @dataclass(frozen=True)
@@ -78,14 +76,14 @@ class Shown:
 def build(context: Context, dataset: gr.State, tab: gr.Tab) -> tuple[Callable[..., Any], list[Any]]:  # noqa: ARG001 - all tabs are built alike
     """Make the tab inside the current `gr.Tab`. Returns the loader that opens `/?comparison=ID`, and its outputs."""
     cases = held_out_examples()
-    ask = _build_ask(cases)
+    ask = _build_ask(cases, QUICK if context.settings.model == EMBEDDED_MODEL else "")
     shown = _build_shown(context)
     fingerprint = gr.State(None)
     handlers = Handlers(context, ask.sampling, {case.example.question: case.example.response for case in cases})
     _wire_asking(handlers, ask, shown)
     _wire_reading(handlers, shown)
     ask.case.input(lambda question: question or gr.skip(), [ask.case], [ask.question], **FREE)
-    ask.run.input(handlers.steps_of, [ask.run], [ask.step], **FREE)
+    ask.run.input(handlers.steps_of, [ask.run], [ask.step, ask.style], **FREE)
     ask.to_train.click(lambda: gr.Tabs(selected="train"), None, tab.parent, **FREE)
     refreshed = [fingerprint, *ask.refreshed]
     tab.select(handlers.refresh, [ask.run, ask.step, shown.number], refreshed, **FREE)
@@ -94,9 +92,9 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> tuple[Callable[..
     return handlers.open_linked, shown.finished
 
 
-def _build_ask(cases: list[HeldOutCase]) -> Ask:
+def _build_ask(cases: list[HeldOutCase], quick: str) -> Ask:
     with gr.Column(visible=True) as empty:
-        gr.HTML(empty_state(NO_RUN_TITLE, NO_RUN), apply_default_css=False)
+        gr.HTML(empty_state(NO_RUN_TITLE, NO_RUN.format(quick=quick)), apply_default_css=False)
         to_train = gr.Button("Go to Train", elem_classes=["dd-go"], min_width=120)
     with gr.Column(visible=False, elem_id="dd-ask") as form:
         with gr.Row(equal_height=True):

@@ -26,9 +26,10 @@ NOTHING_SEEN: tuple[Any, ...] = ()
 ACTIVE = ("queued", "running")
 OWN = "own"
 PRESET_WORDS = {
-    "article": "The source article's exact recipe: 60 steps of 8 rows, rank 16, over the whole text.",
+    "article": "The source article's recipe: 60 steps of 8 rows, rank 16, over the whole text. "
+    "Rows kept apart for the held-out loss come off the rows that are read.",
     "quick": f"For the embedded model on a CPU: about {roughly(QUICK_SECONDS)} on two free cores, evaluation and probe answers included.",
-    "full_epoch": "The article's recipe over every row once; hours on a small GPU.",
+    "full_epoch": "The article's recipe over every row once; what that takes is told below.",
     OWN: "Loaded from a file.",
 }
 
@@ -107,6 +108,7 @@ class TrainEvents:
             examples, held_out = keep_apart(examples, dataset.source, config.held_out_rows, config.seed)
             tokenizer = self.loaded.tokenizer(model.tokenizer_file)
             report = check(examples, tokenizer, model.eos, style_named(config.prompt_style), limit, held_out)
+            report.kept_examples(examples)
             return len(examples), [report.lengths["total"][index] for index in report.kept]
 
         return self._reports.get(key, make)
@@ -150,6 +152,8 @@ class TrainEvents:
             active = self.context.runs.active()
             if active is None:
                 raise RunError("No run is training.")
+            if active.is_claimed() and active.status["process"][0] != self.context.engine.pid:
+                raise RunError(f"{active.name} is trained by another program, not by this app. Stop it there, with Ctrl-C.")
             self.context.engine.stop_training()
             return note(f"Stopping {active.name} after this step; a checkpoint is saved.")
 

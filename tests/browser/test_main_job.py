@@ -200,3 +200,5 @@ def test_an_engine_killed_while_training_is_told_and_the_run_resumed_to_its_end(
     steps = [row["step"] for row in run.curve() if "loss" in row]
     assert steps == list(range(1, SHORT["Steps"] + 1))
     expect(desk.locator("#dd-engine")).to_contain_text("Ready")
+    loaded = Path(f"/proc/{app.process.pid}/maps")
+    assert not loaded.exists() or "libtorch" not in loaded.read_text(), "the process of the page never imports torch"

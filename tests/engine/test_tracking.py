@@ -11,7 +11,7 @@ import pytest
 
 from deepdoctor.config import DatasetConfig
 from deepdoctor.engine.session import Session
-from deepdoctor.engine.tracking import Tracker
+from deepdoctor.engine.tracking import Tracker, in_words
 from deepdoctor.runs import Run
 from tests.engine import tiny
 
@@ -125,6 +125,20 @@ def test_online_with_a_key_that_cannot_be_checked_goes_on(
     session.finetune(run.id)
     assert run.state == "finished"
     assert run.status["wandb_message"].startswith("Weights & Biases: ")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Failed to get resume status for run x: returned error 401: {}",
+        "It appears that you do not have permission. Error: 403",
+        "API key must be 40 characters long, yours was 9",
+    ],
+)
+def test_a_key_that_is_refused_is_told_as_that(said: str) -> None:
+    assert in_words(OSError(said)).startswith("WANDB_API_KEY was refused. Copy it again from")
+    assert in_words(OSError("The network is down\nmore")) == "The network is down"
+    assert in_words(OSError()) == "OSError"
 
 
 def test_without_wandb_installed_the_run_goes_on(session: Session, dataset: DatasetConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from deepdoctor.config import ModelConfig, SamplingConfig
+from deepdoctor.config import DatasetConfig, ModelConfig, SamplingConfig, preset
 from deepdoctor.engine.protocol import EngineState
 from deepdoctor.errors import EngineError, ProofError
 from deepdoctor.ui.compare_events import FINAL, HIDE_REFERENCE, SHOW_REFERENCE, Handlers, limited, toggle_reference
@@ -176,11 +176,11 @@ def test_at_most_ten_snapshots_a_second_reach_the_page_and_never_fewer_than_the_
 
 
 def test_without_a_run_the_form_gives_way_to_the_empty_state_until_one_is_trained(handlers, context):
-    fingerprint, empty, form, runs, steps, _busy = handlers.refresh(None, None, None)
+    fingerprint, empty, form, runs, steps, _style, _busy = handlers.refresh(None, None, None)
     assert (empty["visible"], form["visible"], runs["choices"], steps["value"]) == (True, False, [], None)
     assert handlers.refresh_if_new(None, None, None, fingerprint) == gr.skip()
     run = fake_run(context.settings.data_dir, name="first")
-    _fingerprint, empty, form, runs, steps, _busy = handlers.refresh_if_new(None, None, None, fingerprint)
+    _fingerprint, empty, form, runs, steps, _style, _busy = handlers.refresh_if_new(None, None, None, fingerprint)
     assert (empty["visible"], form["visible"]) == (False, True)
     assert runs["choices"] == [("first · finished at step 60", run.id)]
     assert runs["value"] == run.id
@@ -201,7 +201,18 @@ def test_refreshing_keeps_what_is_chosen_and_leaves_out_what_does_not_fit(handle
     choices = handlers.refresh(mine.id, 20, None)
     assert {value for _label, value in choices[3]["choices"]} == {mine.id, later.id}
     assert (choices[3]["value"], choices[4]["value"]) == (mine.id, 20)
-    assert handlers.steps_of(mine.id)["choices"] == [("Step 20", 20)]
+    assert choices[5] == gr.skip()
+    assert handlers.steps_of(mine.id)[0]["choices"] == [("Step 20", 20)]
+
+
+def test_a_run_that_is_chosen_brings_the_prompt_style_that_it_was_tuned_with(handlers, context):
+    run = context.runs.create(ModelConfig(), DatasetConfig(), preset("quick").changed(prompt_style="native"), "native")
+    run.checkpoint_dir(20).mkdir(parents=True)
+    for name in ("trainer_state.json", "adapter_model.safetensors"):
+        (run.checkpoint_dir(20) / name).write_text("{}")
+    assert handlers.refresh(None, None, None)[5] == "native"
+    assert handlers.steps_of(run.id)[1] == "native"
+    assert handlers.steps_of(None)[1] == gr.skip()
 
 
 def test_what_the_engine_does_is_said_before_one_asks(handlers, context):
