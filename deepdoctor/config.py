@@ -213,7 +213,9 @@ class StudyConfig(Config):
     name: str = _setting("", "Name", "What the study is called; raters do not see it", basic=True, max_length=80)
     run: str = _setting(..., "Run", "The run whose adapter is the tuned side", basic=True, min_length=1)
     step: int | None = _setting(None, "Checkpoint", "Step of the checkpoint; empty: the final adapter", basic=True, ge=0)
-    native_arm: bool = _setting(False, "Native arm", "Also compare tuned with the base under its native prompt", basic=True)
+    native_arm: bool = _setting(
+        False, "Native arm", "Half of a rater's pairs are tuned against the base under its native prompt", basic=True
+    )
     prompt_style: Literal[tuple(STYLES)] = _setting("article", "Prompt style", "The text around each question")  # type: ignore[valid-type]
     seeds_per_question: int = _setting(1, "Seeds per question", "Pairs written for each question", ge=1, le=5)
     repeat_share: float = _setting(0.1, "Repeated pairs", "Share of pairs shown again with slots swapped", ge=0, le=0.5)

@@ -57,8 +57,8 @@ class Draft:
 
     @property
     def pairs(self) -> int:
-        """Pairs that each rater judges, repeats left out."""
-        return len(self.questions) * self.config.seeds_per_question * (2 if self.config.native_arm else 1)
+        """Pairs that each rater judges, repeats left out: one for each question and seed, also with the native arm."""
+        return len(self.questions) * self.config.seeds_per_question
 
     @property
     def repeated(self) -> int:

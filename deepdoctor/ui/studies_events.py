@@ -130,7 +130,7 @@ class StudiesEvents:
                 asked["specialties"] = [each for each in asked["specialties"] or () if each in known]
                 choices = gr.update(choices=known, value=asked["specialties"])
                 made = self._draft(asked, given, questions)
-                words = study_view.plan(made, study_plan(made.config.effect, made.config.raters_expected))
+                words = study_view.plan(made, study_plan(made.config.effect, made.config.raters_expected, made.config.native_arm))
         except DeepDoctorError as error:
             words = note(str(error), "warn")
         return [words, choices, problems, *self._tell(problems, before)]

@@ -43,9 +43,9 @@ def test_a_study_is_made_with_its_settings(told: Told, run: Run, tmp_path: Path)
     assert (config.name, config.run, config.step, config.seed, config.raters_expected) == ("Cold", run.id, 20, 9, 4)
     assert (config.sampling.temperature, config.sampling.seed, config.native_arm, config.prompt_style) == (0, 5, True, "article")
     assert {question.kind for question in study.questions()} == {"emergency", "general"}
-    assert (made["questions"], made["pairs"], made["repeated"], made["state"]) == (7, 14, 1, "interrupted")
+    assert (made["questions"], made["pairs"], made["repeated"], made["state"]) == (7, 7, 1, "interrupted")
     assert made["seen"] == {"seen": 0, "near-seen": 0, "unseen": 15}
-    assert made["plan"]["votes"] == 90
+    assert (made["plan"]["votes"], made["plan"]["native_arm"]) == (90, True)
 
 
 def test_questions_come_from_a_file_or_from_rows(told: Told, run: Run, tmp_path: Path) -> None:

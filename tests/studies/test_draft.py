@@ -84,7 +84,11 @@ def test_what_training_knows_is_left_out_before_the_draw(tmp_path: Path) -> None
 def test_what_is_asked_of_a_rater_is_what_they_get(tmp_path: Path) -> None:
     config = CONFIG.changed(native_arm=True, seeds_per_question=2, repeat_share=0.25)
     made = draft(config, BANK, Choice(most=3), [])
-    assert (made.pairs, made.repeated, made.minutes) == (12, 3, 15)
+    assert (made.pairs, made.repeated, made.minutes) == (6, 2, 8)
     study = made.create(Studies(tmp_path), "nano")
     assert [question.id for question in study.questions()] == ids(made.questions)
     assert study.status["total"] == 6
+    for question, seed in study.pending():
+        study.append_answer({"question": question.id, "seed": seed})
+    study.open()
+    assert len(study.join("Ada", "x", 1).trials) == made.pairs + made.repeated

@@ -367,6 +367,13 @@ def test_nothing_before_the_lock_unblinds(tmp_path: Path) -> None:
             assert other_trial.question not in text
 
 
+def test_the_native_arm_makes_the_way_no_longer(tmp_path: Path) -> None:
+    study, site = prepared(tmp_path, 10, native_arm=True), Site(tmp_path)
+    assert "You will read 11 questions" in words(site.get(f"/judge/{study.id}"))
+    rater = study.join("Ada", "Cardiology", 12)
+    assert "1 of 11" in words(site.get(home(study, rater)))
+
+
 def test_both_slots_are_drawn_alike_whatever_stands_in_them(tmp_path: Path) -> None:
     """With the texts taken out, the form of a pair is the same as that of the pair with its slots swapped."""
     study = prepared(tmp_path, 12, repeat_share=0.5)
