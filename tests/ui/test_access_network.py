@@ -13,10 +13,12 @@ import httpx
 import pytest
 
 import app
+from deepdoctor.comparison import Comparisons
 from deepdoctor.config import Settings
 from deepdoctor.ui.page import build_app, launch_options
 from tests.conftest import free_port
-from tests.ui.fakes import fake_context, fake_run, in_event_loop
+from tests.studies.prepared import prepared
+from tests.ui.fakes import fake_comparison, fake_context, fake_run, in_event_loop
 from tests.ui.space_page import handler_name
 from tests.ui.visitors import GATED, REFUSED, Visitor
 
@@ -51,6 +53,23 @@ def test_a_network_without_a_login_is_closed_both_ways(tmp_path: Path) -> None:
             assert REFUSED in direct.text, handler
             assert REFUSED in visitor.ask(event, [None] * inputs), handler
         assert "LOGIN=name:password" in visitor.ask(events["AccessEvents.told"][0], [])
+
+
+@pytest.mark.parametrize("login", ["", "alice:secret"])
+def test_on_a_network_without_a_login_judged_pairs_are_named_to_nobody(tmp_path: Path, login: str) -> None:
+    study = prepared(tmp_path, 2)
+    asked = study.questions()[0].question
+    saved = Comparisons(tmp_path).save(fake_comparison(question=asked, base="x</think>Base said so."))
+    run = fake_run(tmp_path, "judged")
+    with on_a_network(tmp_path, login) as (url, events):
+        cookies = httpx.post(f"{url}login", data={"username": "alice", "password": "secret"}).cookies if login else {}
+        visitor = Visitor(url, dict(cookies))
+        reopened = visitor.ask(events["Handlers.reopen"][0], [], {"comparison": saved.id})
+        assert ("Base said so" in reopened) is bool(login)
+        assert ("You may not open this comparison" in reopened) is not bool(login)
+        visitor.ask(events["Handlers.refresh"][0], [None, None, None])
+        answer = visitor.ask(events["Handlers.answers"][0], [asked, run.id, "final", "article", 0.6, 0.95, 0, 0.0, 1.0, 1200, 3407])
+        assert ("You may not ask this question" in answer) is not bool(login)
 
 
 def test_with_a_login_only_those_who_gave_it_come_in(tmp_path: Path) -> None:
