@@ -1,5 +1,6 @@
 """The gate at the page's endpoints on a network, with and without a login; and what the app says of it at the start."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -96,6 +97,32 @@ def test_the_app_says_at_the_start_how_to_open_what_is_closed(tmp_path: Path) ->
         assert process.wait(timeout=20) == 0
     assert "DeepDoctor is at http://127.0.0.1:" in said[0]
     assert "start it with LOGIN=name:password" in said[1]
+
+
+def test_raters_need_no_password_and_the_rest_of_the_app_does(tmp_path: Path) -> None:
+    study = prepared(tmp_path, 2)
+    rater = study.join("Ada", "Urology", 3)
+    command = [sys.executable, "-u", "app.py", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path)]
+    environment = {**os.environ, "LOGIN": "alice:secret", "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        url = process.stdout.readline().partition(" at ")[2].split()[0]
+        pages = {path: httpx.get(f"{url}{path}", timeout=30) for path in ("/", "/config", "/gradio_api/info", f"/judge/{study.id}")}
+        trial = httpx.get(f"{url}/judge/{study.id}/{rater.token}", timeout=30)
+        given = {"token": "a" * 24, "name": "Ben", "specialty": "Urology", "years": "1"}
+        joined = httpx.post(f"{url}/judge/{study.id}", data=given, timeout=30)
+        cookies = httpx.post(f"{url}/login", data={"username": "alice", "password": "secret"}, timeout=30).cookies
+        known = {path: httpx.get(f"{url}{path}", cookies=cookies, timeout=30) for path in ("/", "/config")}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+    assert (pages[f"/judge/{study.id}"].status_code, trial.status_code, joined.status_code) == (200, 200, 303)
+    assert "You will read" in pages[f"/judge/{study.id}"].text
+    assert (pages["/config"].status_code, pages["/gradio_api/info"].status_code) == (401, 401)
+    for words in ("dd-studies", "dd-history", study.id):
+        assert words not in pages["/"].text
+    assert "dd-studies" in known["/"].text
+    assert known["/config"].status_code == 200
+    assert [each.name for each in study.raters()] == ["Ada", "Ben"]
 
 
 def test_the_app_does_not_start_with_a_password_on_a_space(

@@ -404,7 +404,7 @@ def test_an_answer_is_drawn_from_its_words_alone(tmp_path: Path) -> None:
     answers = {key: Answer.from_row(row) for key, row in study.answers().items()}
     raters, site = [study.join(name, "Cardiology", 12) for name in ("Ada", "Ben")], Site(tmp_path)
     found = set()
-    for rater, trial in [(rater, trial) for rater in raters for trial in rater.trials]:
+    for rater, trial in [(each, trial) for each in raters for trial in each.trials]:
         page = site.get(at(study, rater, trial)).text
         for slot, arm in zip("AB", trial.arms, strict=True):
             drawn = re.findall(rf'(<article[^>]*>)\s*<h2 id="answer-{slot}">Answer {slot}</h2>(.*?)</article>', page, flags=re.DOTALL)
