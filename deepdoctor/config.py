@@ -229,9 +229,11 @@ class StudyConfig(Config):
     sampling: SamplingConfig = _setting(SamplingConfig(), "Sampling", "How the answers are drawn")
 
     @model_validator(mode="after")
-    def _compares_two_prompts(self) -> Self:
+    def _makes_different_pairs(self) -> Self:
         if self.native_arm and self.prompt_style == "native":
             raise ValueError("Native arm needs another prompt style than native, or both arms would be the same base")
+        if self.seeds_per_question > 1 and (self.sampling.temperature == 0 or self.sampling.top_k == 1):
+            raise ValueError("Seeds per question must be 1 with temperature 0 or top-k 1: every seed would give the same pair again")
         return self
 
     @property
@@ -249,7 +251,6 @@ class Settings(Config):
     data_dir: Path = _setting(Path("data"), "DATA_DIR", "Folder for runs, comparisons and exports")
     login: str = _setting("", "LOGIN", "name:password that everyone who opens the page must give; better set in the environment")
     trainers: str = _setting("", "TRAINERS", "On a Space: Hugging Face names, separated by commas, that may train beside the owner")
-
     judgments_repo: str = _setting(
         "", "JUDGMENTS_REPO", "owner/name of a private dataset on the Hub that keeps a copy of studies and judgments; needs HF_TOKEN"
     )

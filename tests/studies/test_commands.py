@@ -66,6 +66,7 @@ def test_questions_come_from_a_file_or_from_rows(told: Told, run: Run, tmp_path:
         (["--step", "5"], "no adapter at step 5"),
         (["--difficulty", "impossible"], "none was chosen"),
         (["--source", "file"], "Choose the file"),
+        (["--temperature", "0", "--seeds-per-question", "2"], "every seed would give the same pair again"),
         (["--source", "elsewhere"], "invalid choice"),
     ],
 )

@@ -50,6 +50,10 @@ def test_settings_that_do_not_fit_are_refused() -> None:
             StudyConfig.of(wrong)
     with pytest.raises(ConfigError, match="both arms would be the same base"):
         StudyConfig.of({"run": "r", "native_arm": True, "prompt_style": "native"})
+    for sampling in ({"temperature": 0}, {"top_k": 1}):
+        with pytest.raises(ConfigError, match="every seed would give the same pair again"):
+            StudyConfig.of({"run": "r", "seeds_per_question": 2, "sampling": sampling})
+        assert StudyConfig.of({"run": "r", "sampling": sampling}).seeds_per_question == 1
     for name, field in StudyConfig.model_fields.items():
         assert field.title, name
         assert field.description, name
