@@ -9,7 +9,7 @@ from typing import get_args
 
 from deepdoctor.config import StudyConfig
 from deepdoctor.dataset import Example, held_out_examples
-from deepdoctor.errors import ConfigError
+from deepdoctor.errors import ConfigError, StudyError
 from deepdoctor.overlap import Grade, Seen
 from deepdoctor.studies.questions import BankQuestion, bundled_bank, from_examples, grade, read_bank, require_unique
 from deepdoctor.studies.study import Studies, Study
@@ -21,6 +21,10 @@ SOURCES = {
     "rows": "Rows of the dataset in use",
     "file": "A file of your own",
 }
+NO_ROWS = (
+    "This run does not record the rows it was trained on (questions.json is missing in its folder), so nothing tells which questions it "
+    "has seen. Put the file back, or take a run that was trained here."
+)
 # half a minute for the form, and as long for reading
 SECONDS_A_PAIR = 60
 
@@ -114,7 +118,12 @@ def held_out_questions() -> list[BankQuestion]:
 
 
 def draft(config: StudyConfig, questions: Iterable[BankQuestion], choice: Choice, training_questions: Sequence[str]) -> Draft:
-    """Choose among the questions, as a study of that configuration would; the draw depends on its assignment seed. Raises ConfigError."""
+    """Choose among the questions, as a study of that configuration would; the draw depends on its assignment seed.
+
+    Raises ConfigError, or StudyError if there are no training questions to compare with: then all would wrongly count as unseen.
+    """
+    if not training_questions:
+        raise StudyError(NO_ROWS)
     wanted = [question for question in questions if choice.takes(question)]
     seen = grade(wanted, training_questions)
     left = [question for question in wanted if not config.unseen_only or seen[question.id].grade == "unseen"]

@@ -75,6 +75,12 @@ def test_what_cannot_be_made_is_told(told: Told, run: Run, tmp_path: Path, argum
     assert Studies(tmp_path).list() == []
 
 
+def test_a_run_that_does_not_record_its_rows_gets_no_study(told: Told, run: Run, tmp_path: Path) -> None:
+    (run.path / "questions.json").unlink()
+    assert "does not record the rows" in told("create", run.id, code=2)["error"]
+    assert Studies(tmp_path).list() == []
+
+
 def test_studies_are_listed_opened_and_closed(told: Told, tmp_path: Path) -> None:
     study = prepared(tmp_path, 3)
     rater = study.join("Ada", "Urology", 3)

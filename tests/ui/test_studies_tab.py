@@ -160,6 +160,15 @@ def test_what_is_wrong_is_told(events: StudiesEvents, tmp_path: Path, changes: d
             events.create(None, *inputs)
 
 
+def test_a_run_that_does_not_record_its_rows_gets_no_study(events: StudiesEvents, context: Context, tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    (run.path / "questions.json").unlink()
+    assert "does not record the rows it was trained on" in events.review(None, NO_PROBLEMS, *given(events, run.id))[0]
+    with pytest.raises(gr.Error, match="does not record the rows"):
+        events.create(None, *given(events, run.id))
+    assert context.studies.list() == []
+
+
 def test_a_study_is_made_and_handed_to_the_engine(events: StudiesEvents, context: Context, engine: FakeEngine, tmp_path: Path) -> None:
     run = fake_run(tmp_path)
     changes = {"name": "Twelve", "max_new_tokens": 60, "raters_expected": 2}
@@ -242,6 +251,8 @@ def test_results_say_the_finding_first_and_keep_measures_apart(events: StudiesEv
     assert "McNemar" in now["tables"]
     assert "Take a chest radiograph" in now["pairs"]
     assert "run" in now["protocol"]
+    assert "character 5-grams overlap by at least 60%" in now["protocol"]
+    assert "a true paraphrase in other words stays unseen" in now["protocol"]
     assert "Rater 0" in now["standing"]
     everything = "".join(now[name] for name in study_view.PARTS)
     assert "<img src=x" not in everything
