@@ -31,16 +31,25 @@ SECONDS_A_PAIR = 60
 
 @dataclass(frozen=True)
 class Choice:
-    """Which questions are wanted: an empty filter takes all; `most` are drawn from what is left, None takes all of it."""
+    """Which questions are wanted: an empty filter takes all; `most` are drawn from what is left, None takes all of it.
+
+    `ids` picks single questions among those that pass the other filters.
+    """
 
     specialties: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     difficulties: tuple[str, ...] = ()
     most: int | None = None
+    ids: tuple[str, ...] = ()
 
     def takes(self, question: BankQuestion) -> bool:
         """Whether the filters let a question through."""
-        wanted = ((self.specialties, question.specialty), (self.kinds, question.kind), (self.difficulties, question.difficulty))
+        wanted = (
+            (self.specialties, question.specialty),
+            (self.kinds, question.kind),
+            (self.difficulties, question.difficulty),
+            (self.ids, question.id),
+        )
         return all(not names or name in names for names, name in wanted)
 
 
@@ -125,6 +134,8 @@ def draft(config: StudyConfig, questions: Iterable[BankQuestion], choice: Choice
     if not training_questions:
         raise StudyError(NO_ROWS)
     wanted = [question for question in questions if choice.takes(question)]
+    if missing := set(choice.ids) - {question.id for question in wanted}:
+        raise ConfigError(f"The picked question {min(missing)!r} is not among the chosen sources, or a filter leaves it out.", field="ids")
     seen = grade(wanted, training_questions)
     left = [question for question in wanted if not config.unseen_only or seen[question.id].grade == "unseen"]
     if choice.most is not None and choice.most < 1:

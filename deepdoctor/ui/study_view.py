@@ -1,10 +1,12 @@
 """Studies as HTML: the list, one study's standing, what a new one would ask, and the parts of its results. Pure functions."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 from deepdoctor.studies.draft import Draft
 from deepdoctor.studies.progress import Progress
+from deepdoctor.studies.questions import BankQuestion
 from deepdoctor.studies.report import report_parts
 from deepdoctor.studies.study import Answer, State, Study
 from deepdoctor.ui.components import badge, empty_state, escape, note, stats
@@ -16,6 +18,7 @@ PARTS = ("findings", "tables", "measured", "pairs", "protocol")
 INERT = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
 LOCAL_ONLY = "Only this machine can open the link now. To let others in, start the app with HOST=0.0.0.0 and LOGIN=name:password."
 LOOKED_EARLY = "The study is still open. Looking again and again, and stopping when it pleases, makes differences look surer than they are."
+LONGEST_PICK = 100
 Listed = tuple[Study, Sequence[Progress]]
 
 
@@ -98,6 +101,11 @@ def _raters(raters: Sequence[Progress]) -> str:
     )
     table = f'<table class="dd-table"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     return f'<div class="dd-scroll" tabindex="0" role="region" aria-label="Raters">{table}</div>'
+
+
+def short(question: BankQuestion) -> str:
+    """Id and beginning of a question, to pick it by."""
+    return shorten(f"{question.id}: {question.question}", LONGEST_PICK, placeholder=" …")
 
 
 def plan(made: Draft, planned: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from deepdoctor.errors import ConfigError
 from deepdoctor.runs import Run
 from deepdoctor.studies import commands as study_commands
 from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.questions import bundled_bank
 from deepdoctor.studies.study import Studies
 from tests.studies.prepared import answer_row, created, prepared, verdict
 from tests.ui.fakes import fake_run
@@ -73,6 +74,13 @@ def test_questions_come_from_a_file_or_from_rows(told: Told, run: Run, tmp_path:
 def test_what_cannot_be_made_is_told(told: Told, run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
     assert message in told("create", run.id, *arguments, code=2)["error"]
     assert Studies(tmp_path).list() == []
+
+
+def test_single_questions_are_picked_by_their_ids(told: Told, run: Run, tmp_path: Path) -> None:
+    first, *_, last = [question.id for question in bundled_bank()]
+    made = told("create", run.id, "--questions", f"{last}, {first}")
+    assert [question.id for question in Studies(tmp_path).get(made["id"]).questions()] == [first, last]
+    assert "'nope' is not among" in told("create", run.id, "--questions", "nope", code=2)["error"]
 
 
 def test_a_run_that_does_not_record_its_rows_gets_no_study(told: Told, run: Run, tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ def test_held_out_cases_carry_what_a_right_answer_names() -> None:
         (Choice(specialties=("cardiology",), kinds=("general",)), 0),
         (Choice(most=5), 5),
         (Choice(most=50), 20),
+        (Choice(ids=("question-3", "question-7", "question-0")), 3),
+        (Choice(kinds=("clinical",), ids=("question-3", "question-7")), 2),
+        (Choice(ids=("question-3", "question-7", "question-0"), most=2), 2),
     ],
 )
 def test_filters_and_the_draw(choice: Choice, count: int) -> None:
@@ -58,6 +61,13 @@ def test_filters_and_the_draw(choice: Choice, count: int) -> None:
     assert len(made.questions) == count
     assert made.questions == [question for question in BANK if question in made.questions]
     assert made.questions == draft(CONFIG, BANK, choice, TRAINED).questions
+
+
+def test_picked_questions_must_be_there() -> None:
+    assert ids(draft(CONFIG, BANK, Choice(ids=("question-7", "question-3")), TRAINED).questions) == ["question-3", "question-7"]
+    for choice, wrong in ((Choice(ids=("question-3", "nope")), "nope"), (Choice(kinds=("general",), ids=("question-3",)), "question-3")):
+        with pytest.raises(ConfigError, match=f"picked question '{wrong}' is not among"):
+            draft(CONFIG, BANK, choice, TRAINED)
 
 
 def test_another_assignment_seed_draws_others() -> None:
