@@ -324,3 +324,17 @@ def test_names_stay_text(events: StudiesEvents, tmp_path: Path) -> None:
     everything = now["table"] + now["standing"] + now["protocol"]
     assert "<img" not in everything
     assert "${a}" not in everything
+
+
+def test_organisers_find_the_own_link_of_each_rater_and_strangers_do_not(events: StudiesEvents, tmp_path: Path) -> None:
+    study = prepared(tmp_path, 3)
+    raters = [study.join(name, "Urology", 1) for name in ("Ada", "Ben")]
+    standing = shown(events, study.id)["standing"]
+    for rater in raters:
+        assert standing.count(f'href="judge/{study.id}/{rater.token}"') == 1
+    assert "Send it to nobody else" in standing
+    stranger = events_of(replace(fake_context(tmp_path), settings=Settings(data_dir=tmp_path, host="0.0.0.0")))
+    told = json.dumps(stranger.refresh(None, study.id, ()), default=str)
+    assert not [rater for rater in raters if rater.token in told]
+    study.close()
+    assert raters[0].token not in shown(events, study.id)["standing"]
