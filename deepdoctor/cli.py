@@ -189,6 +189,7 @@ def _study_create_flags(target: Parser) -> None:
     asked.add_argument("--file", type=Path, metavar="FILE", help="a question bank of your own: TOML, JSON, JSONL, CSV or Parquet")
     for name in ("specialty", "kind", "difficulty"):
         asked.add_argument(f"--{name}", action="append", default=[], metavar="NAME", help=f"only questions of this {name}; can be repeated")
+    asked.add_argument("--questions", default="", metavar="ID,ID", help="only these questions, of those that the filters leave")
     asked.add_argument("--most", type=int, metavar="N", help="at most so many questions, drawn at random (default: all)")
     add_settings(target, StudyConfig, "study", {"seed": "--assignment-seed"}, without=("run", "sampling", "prompt_style"))
     target.add_argument("--prompt-style", dest="study_prompt_style", metavar="{article,native}", help=PROMPT_STYLE_HELP)
@@ -260,7 +261,8 @@ def _study_create(options: argparse.Namespace, settings: Settings) -> Outcome:
     config = StudyConfig.of({**given, "run": run.id, "sampling": sampling})
     sources = options.source or ["file" if options.file else "bundled"]
     rows = study_commands.rows_of(DatasetConfig.of(settings_given(options, DatasetConfig, "dataset"))) if "rows" in sources else []
-    choice = Choice(tuple(options.specialty), tuple(options.kind), tuple(options.difficulty), options.most)
+    picked = tuple(filter(None, map(str.strip, options.questions.split(","))))
+    choice = Choice(tuple(options.specialty), tuple(options.kind), tuple(options.difficulty), options.most, picked)
     made = draft(config, questions_of(sources, options.file, rows), choice, run.training_questions())
     return study_commands.create(settings.data_dir, made)
 

@@ -213,7 +213,9 @@ class StudyConfig(Config):
     name: str = _setting("", "Name", "What the study is called; raters do not see it", basic=True, max_length=80)
     run: str = _setting(..., "Run", "The run whose adapter is the tuned side", basic=True, min_length=1)
     step: int | None = _setting(None, "Checkpoint", "Step of the checkpoint; empty: the final adapter", basic=True, ge=0)
-    native_arm: bool = _setting(False, "Native arm", "Also compare tuned with the base under its native prompt", basic=True)
+    native_arm: bool = _setting(
+        False, "Native arm", "Half of a rater's pairs are tuned against the base under its native prompt", basic=True
+    )
     prompt_style: Literal[tuple(STYLES)] = _setting("article", "Prompt style", "The text around each question")  # type: ignore[valid-type]
     seeds_per_question: int = _setting(1, "Seeds per question", "Pairs written for each question", ge=1, le=5)
     repeat_share: float = _setting(0.1, "Repeated pairs", "Share of pairs shown again with slots swapped", ge=0, le=0.5)
@@ -227,9 +229,11 @@ class StudyConfig(Config):
     sampling: SamplingConfig = _setting(SamplingConfig(), "Sampling", "How the answers are drawn")
 
     @model_validator(mode="after")
-    def _compares_two_prompts(self) -> Self:
+    def _makes_different_pairs(self) -> Self:
         if self.native_arm and self.prompt_style == "native":
             raise ValueError("Native arm needs another prompt style than native, or both arms would be the same base")
+        if self.seeds_per_question > 1 and (self.sampling.temperature == 0 or self.sampling.top_k == 1):
+            raise ValueError("Seeds per question must be 1 with temperature 0 or top-k 1: every seed would give the same pair again")
         return self
 
     @property
@@ -247,7 +251,6 @@ class Settings(Config):
     data_dir: Path = _setting(Path("data"), "DATA_DIR", "Folder for runs, comparisons and exports")
     login: str = _setting("", "LOGIN", "name:password that everyone who opens the page must give; better set in the environment")
     trainers: str = _setting("", "TRAINERS", "On a Space: Hugging Face names, separated by commas, that may train beside the owner")
-
     judgments_repo: str = _setting(
         "", "JUDGMENTS_REPO", "owner/name of a private dataset on the Hub that keeps a copy of studies and judgments; needs HF_TOKEN"
     )

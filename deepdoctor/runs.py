@@ -157,7 +157,7 @@ class Run:
         return folder
 
     def training_questions(self) -> list[str]:
-        """The questions it was trained on, in row order; [] while the run has not begun."""
+        """The questions it was trained on, in row order; [] while the run has not begun, or where that is not recorded."""
         file = self.path / "questions.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 

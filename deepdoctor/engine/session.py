@@ -22,7 +22,7 @@ from deepdoctor.engine.pairs import Pairs
 from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped
-from deepdoctor.overlap import Overlap
+from deepdoctor.overlap import graded
 from deepdoctor.runs import Run, Runs
 from deepdoctor.studies.study import Studies, Study
 
@@ -114,8 +114,8 @@ class Session:
         if pair.proof is None:
             raise Stopped("Stopped before anything was written.")
         latest = pair.snapshot()
-        seen = Overlap(self.runs.get(latest.run).training_questions()).grade(latest.question)
-        return self.comparisons.save(replace(latest, seen=vars(seen)))
+        seen = graded(self.runs.get(latest.run).training_questions(), latest.question)
+        return self.comparisons.save(replace(latest, seen=seen))
 
     def _in_precision(self, run: Run) -> LoadedModel:
         """The run's model in the precision that its recipe asks for; on a CPU there is only one."""

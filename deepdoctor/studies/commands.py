@@ -35,7 +35,7 @@ def create(data_dir: Path, draft: Draft) -> Outcome:
     run.adapter_dir(config.step)
     study = draft.create(Studies(data_dir), run.model.name)
     study.set_status(state="interrupted", message=NOT_PREPARED)
-    planned = study_plan(config.effect, config.raters_expected)
+    planned = study_plan(config.effect, config.raters_expected, config.native_arm)
     known = ", ".join(f"{number} {grade}" for grade, number in draft.grades.items())
     lines = [
         line(study, 0),

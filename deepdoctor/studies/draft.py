@@ -9,7 +9,7 @@ from typing import get_args
 
 from deepdoctor.config import StudyConfig
 from deepdoctor.dataset import Example, held_out_examples
-from deepdoctor.errors import ConfigError
+from deepdoctor.errors import ConfigError, StudyError
 from deepdoctor.overlap import Grade, Seen
 from deepdoctor.studies.questions import BankQuestion, bundled_bank, from_examples, grade, read_bank, require_unique
 from deepdoctor.studies.study import Studies, Study
@@ -21,22 +21,35 @@ SOURCES = {
     "rows": "Rows of the dataset in use",
     "file": "A file of your own",
 }
+NO_ROWS = (
+    "This run does not record the rows it was trained on (questions.json is missing in its folder), so nothing tells which questions it "
+    "has seen. Put the file back, or take a run that was trained here."
+)
 # half a minute for the form, and as long for reading
 SECONDS_A_PAIR = 60
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which questions are wanted: an empty filter takes all; `most` are drawn from what is left, None takes all of it."""
+    """Which questions are wanted: an empty filter takes all; `most` are drawn from what is left, None takes all of it.
+
+    `ids` picks single questions among those that pass the other filters.
+    """
 
     specialties: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     difficulties: tuple[str, ...] = ()
     most: int | None = None
+    ids: tuple[str, ...] = ()
 
     def takes(self, question: BankQuestion) -> bool:
         """Whether the filters let a question through."""
-        wanted = ((self.specialties, question.specialty), (self.kinds, question.kind), (self.difficulties, question.difficulty))
+        wanted = (
+            (self.specialties, question.specialty),
+            (self.kinds, question.kind),
+            (self.difficulties, question.difficulty),
+            (self.ids, question.id),
+        )
         return all(not names or name in names for names, name in wanted)
 
 
@@ -57,8 +70,8 @@ class Draft:
 
     @property
     def pairs(self) -> int:
-        """Pairs that each rater judges, repeats left out."""
-        return len(self.questions) * self.config.seeds_per_question * (2 if self.config.native_arm else 1)
+        """Pairs that each rater judges, repeats left out: one for each question and seed, also with the native arm."""
+        return len(self.questions) * self.config.seeds_per_question
 
     @property
     def repeated(self) -> int:
@@ -114,8 +127,15 @@ def held_out_questions() -> list[BankQuestion]:
 
 
 def draft(config: StudyConfig, questions: Iterable[BankQuestion], choice: Choice, training_questions: Sequence[str]) -> Draft:
-    """Choose among the questions, as a study of that configuration would; the draw depends on its assignment seed. Raises ConfigError."""
+    """Choose among the questions, as a study of that configuration would; the draw depends on its assignment seed.
+
+    Raises ConfigError, or StudyError if there are no training questions to compare with: then all would wrongly count as unseen.
+    """
+    if not training_questions:
+        raise StudyError(NO_ROWS)
     wanted = [question for question in questions if choice.takes(question)]
+    if missing := set(choice.ids) - {question.id for question in wanted}:
+        raise ConfigError(f"The picked question {min(missing)!r} is not among the chosen sources, or a filter leaves it out.", field="ids")
     seen = grade(wanted, training_questions)
     left = [question for question in wanted if not config.unseen_only or seen[question.id].grade == "unseen"]
     if choice.most is not None and choice.most < 1:

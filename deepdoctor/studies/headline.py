@@ -104,30 +104,28 @@ def power(effect: float, decided: int) -> dict[str, Any]:
     return {"effect": effect, "needed": needed, "decided": decided, "detectable": found, "sentence": sentence}
 
 
-def study_plan(effect: float, raters: int, ties: float = TIES) -> dict[str, Any]:
-    """What a study takes to tell `effect` from a half: {effect, raters, ties, votes, questions, verdicts, sentence}.
+def study_plan(effect: float, raters: int, native_arm: bool = False, ties: float = TIES) -> dict[str, Any]:
+    """What a study takes to tell tuned and base apart: {effect, raters, native_arm, ties, votes, questions, verdicts, sentence}.
 
     votes: decided verdicts if they were independent. questions: how many each rater should judge, verdicts: the same for all raters; both
-    None if no number is enough, because raters differ.
+    None if no number is enough, because raters differ. With the native arm only half of the verdicts are on tuned against base.
     """
-    votes, questions = votes_needed(effect), questions_needed(effect, raters, ties)
+    # a pair that stands against the native arm says as little of tuned against base as a tie
+    undecided = 1 - (1 - ties) / 2 if native_arm else ties
+    votes, questions = votes_needed(effect), questions_needed(effect, raters, undecided)
     sentence = f"To tell {percent(effect)} from a half with {percent(POWER)} power takes {votes} decided verdicts, were they independent. "
     crowd = "one rater" if raters == 1 else f"{raters} raters who differ as raters do"
+    halved = f", half of them against {NAMES['native']}" if native_arm else ""
     if questions:
-        sentence += f"With {crowd} and {percent(ties)} of verdicts for neither side, that is about {questions} questions each."
+        sentence += f"With {crowd} and {percent(ties)} of verdicts for neither side, that is about {questions} questions each{halved}."
     else:
-        more, each = _enough(effect, raters, ties)
-        sentence += f"With {crowd}, no number of questions is sure to be enough; {more} raters need about {each} questions each."
+        more, each = _enough(effect, raters, undecided)
+        sentence += f"With {crowd}, no number of questions is sure to be enough; {more} raters need about {each} questions each{halved}."
     if raters == 1:
         sentence += " One rater shows one rater's taste only."
-    verdicts = questions and questions * raters
     return {
-        "effect": effect,
-        "raters": raters,
-        "ties": ties,
-        "votes": votes,
-        "questions": questions,
-        "verdicts": verdicts,
+        **{"effect": effect, "raters": raters, "native_arm": native_arm, "ties": ties, "votes": votes, "questions": questions},
+        "verdicts": questions and questions * raters,
         "sentence": sentence,
     }
 

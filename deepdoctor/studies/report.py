@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepdoctor.overlap import METHOD
 from deepdoctor.studies.exports import Answers, shown
 from deepdoctor.studies.figures import drawings
 from deepdoctor.studies.headline import percent, spread
@@ -42,7 +43,7 @@ def report_parts(results: Mapping[str, Any], study: Study, answers: Answers) -> 
         "findings": parts.findings(results, values["pictures"]),
         "tables": parts.tables(results),
         "measured": parts.measured(results, values["measures"], values["arms"]),
-        "protocol": parts.protocol(values["details"], values["settings"]),
+        "protocol": parts.protocol(values["details"], values["settings"], METHOD),
         "pairs": parts.pairs(results, values["settings"], values["questions"], answers, shown),
     }
 
@@ -66,6 +67,7 @@ def _values(results: Mapping[str, Any], study: Study, answers: Answers) -> dict[
         "pictures": [{"title": each.title, "alt": each.alt, "source": _data(each.svg)} for each in drawings(results)],
         "questions": {question.id: question for question in study.questions()},
         "answers": answers,
+        "guard": METHOD,
         "shown": shown,
         "measures": MEASURES,
         "arms": [arm for arm in ("base", "tuned", "native") if arm in results["measures"]],

@@ -18,7 +18,19 @@ from deepdoctor.files import append_row, read_rows, write_json
 from deepdoctor.overlap import Grade, Seen
 from deepdoctor.runs import is_alive, this_process
 from deepdoctor.studies.questions import BankQuestion, require_unique
-from deepdoctor.studies.trials import LONGEST_NAME, MOST_YEARS, TOKEN, Arm, Pair, Rater, Trial, assign, new_token, plain_name, same_name
+from deepdoctor.studies.trials import (
+    LONGEST_NAME,
+    MOST_YEARS,
+    TOKEN,
+    Arm,
+    Rater,
+    Trial,
+    assign,
+    new_token,
+    one_of_each,
+    plain_name,
+    same_name,
+)
 
 SCHEMA = 1
 State = Literal["preparing", "interrupted", "failed", "open", "closed"]
@@ -161,8 +173,9 @@ class Study:
     def _assigned(self, token: str) -> list[Trial]:
         config = self.config
         others: tuple[Arm, ...] = ("base", "native") if config.native_arm else ("base",)
-        pairs = [Pair(question, seed, other) for question, seed in self.answers() for other in others]
-        return assign(pairs, config.repeat_share, f"{config.seed}:{self.details['secret']}:{token}")
+        key = f"{config.seed}:{self.details['secret']}"
+        pairs = one_of_each(list(self.answers()), others, key, len(self.raters()))
+        return assign(pairs, config.repeat_share, f"{key}:{token}")
 
     def _rater_file(self, token: str) -> Path:
         if not TOKEN.fullmatch(token):

@@ -67,6 +67,17 @@ class Rater:
         return cls(values["rater"], values["name"], values["specialty"], values["years"], values["joined"], trials)
 
 
+def one_of_each(answered: Sequence[tuple[str, int]], others: Sequence[Arm], key: str, place: int) -> list[Pair]:
+    """One pair for each question and seed, never two: the text that came back beside another one would be the tuned one.
+
+    Of two `others` each stands in half of the pairs, drawn from `key`; raters at `place` 2n and 2n + 1 get each other's halves, so that
+    every question meets both. `key` must hold what the rater does not know.
+    """
+    halves = [number % 2 for number in range(len(answered))]
+    Random(f"{key}:{place // 2}").shuffle(halves)
+    return [Pair(*each, others[(half + place) % len(others)]) for each, half in zip(answered, halves, strict=True)]
+
+
 def assign(pairs: Sequence[Pair], repeat_share: float, key: str) -> list[Trial]:
     """Every pair once in random order, tuned in A for half of them; `repeat_share` of them come again in the last third, slots swapped.
 

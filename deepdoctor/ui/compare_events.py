@@ -15,7 +15,7 @@ from gradio.utils import get_upload_folder
 from deepdoctor.comparison import Comparison
 from deepdoctor.config import SamplingConfig
 from deepdoctor.engine.protocol import Compare
-from deepdoctor.errors import ConfigError, DeepDoctorError, ProofError, RunError
+from deepdoctor.errors import AccessError, ConfigError, DeepDoctorError, ProofError, RunError
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
 from deepdoctor.ui import history, transcript
@@ -26,6 +26,11 @@ from deepdoctor.ui.form import Form
 
 FINAL = "final"
 SNAPSHOTS_PER_SECOND = 10
+Profile = gr.OAuthProfile | None
+HELD = (
+    "You may not {action} here for now: a study asks the same, or nearly the same, and its raters must not know the sides. "
+    "Take another question, or come back when the study is closed."
+)
 SHOW_REFERENCE, HIDE_REFERENCE = "Show the reference answer", "Hide the reference answer"
 
 
@@ -115,10 +120,20 @@ class Handlers:
         assert isinstance(drawn, SamplingConfig)
         return Compare(question, run, checkpoint, drawn, style, self.references.get(question, ""))
 
+    def require_free(self, profile: Profile, question: str, action: str) -> None:
+        """Raise AccessError if a study keeps that question from this visitor. `action` is as in "You may not …"."""
+        if self.context.held_from(profile, [question]):
+            raise AccessError(HELD.format(action=action))
+
     @user_errors
-    def answers(self, question: str, run: str | None, step: Any, style: str, *sampling: Any) -> Iterator[tuple[Any, ...]]:
-        """Ask both sides. Yields the request's number, both buttons and what `finished_values` gives, at most ten times a second."""
-        request = self.request(question, run, step, style, sampling)
+    def answers(self, profile: Profile, question: str, run: str | None, step: Any, *given: Any) -> Iterator[tuple[Any, ...]]:
+        """Ask both sides; `given` is the prompt style, then the sampling.
+
+        Yields the request's number, both buttons and what `finished_values` gives, at most ten times a second.
+        """
+        style, *sampling = given
+        request = self.request(question, run, step, style, tuple(sampling))
+        self.require_free(profile, request.question, "ask this question")
         name, key = self.context.runs.get(request.run).name, secrets.token_hex(4)
         number = self.context.engine.compare(request)
         running = (gr.update(interactive=False), gr.update(interactive=True))
@@ -169,25 +184,30 @@ class Handlers:
             comparison,
         )
 
-    def saved_values(self, comparison_id: str) -> tuple[Any, ...]:
-        """`finished_values` of a saved comparison. Raises RunError if there is none, ProofError if its proof does not hold."""
+    def saved_values(self, profile: Profile, comparison_id: str) -> tuple[Any, ...]:
+        """`finished_values` of a saved comparison. Raises RunError if there is none, AccessError, or ProofError if its proof fails."""
         comparison = self.context.comparisons.get(comparison_id)
+        self.require_free(profile, comparison.question, "open this comparison")
         try:
             name = self.context.runs.get(comparison.run).name
         except RunError:
             name = f"{comparison.run} (deleted)"
         return self.finished_values(comparison, comparison.id, name)
 
-    @user_errors
-    def reopen(self, event: gr.EventData) -> Any:
-        """Show the comparison that was clicked in the history."""
-        return self.saved_values(str(event.comparison))
+    def saved(self, profile: Profile = None) -> str:
+        """The list of saved comparisons."""
+        return history.saved(self.context, profile)
 
     @user_errors
-    def open_linked(self, request: gr.Request) -> Any:
+    def reopen(self, event: gr.EventData, profile: Profile = None) -> Any:
+        """Show the comparison that was clicked in the history."""
+        return self.saved_values(profile, str(event.comparison))
+
+    @user_errors
+    def open_linked(self, request: gr.Request, profile: Profile = None) -> Any:
         """Show the comparison that the page's address names, if it names one."""
         linked = request.query_params.get("comparison")
-        return self.saved_values(linked) if linked else gr.skip()
+        return self.saved_values(profile, linked) if linked else gr.skip()
 
 
 def downloadable(file: Path) -> str:

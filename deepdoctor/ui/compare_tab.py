@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -77,7 +76,7 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> tuple[Callable[..
     """Make the tab inside the current `gr.Tab`. Returns the loader that opens `/?comparison=ID`, and its outputs."""
     cases = held_out_examples()
     ask = _build_ask(cases, QUICK if context.settings.model == EMBEDDED_MODEL else "")
-    shown = _build_shown(context)
+    shown = _build_shown()
     fingerprint = gr.State(None)
     handlers = Handlers(context, ask.sampling, {case.example.question: case.example.response for case in cases})
     _wire_asking(handlers, ask, shown)
@@ -87,7 +86,8 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> tuple[Callable[..
     ask.to_train.click(lambda: gr.Tabs(selected="train"), None, tab.parent, **FREE)
     refreshed = [fingerprint, *ask.refreshed]
     tab.select(handlers.refresh, [ask.run, ask.step, shown.number], refreshed, **FREE)
-    tab.select(partial(history.saved, context), None, [shown.history], **FREE)
+    # never in the page itself, which is the same for everyone
+    gr.on([tab.select, _page().load], handlers.saved, None, [shown.history], **FREE)
     gr.Timer(REFRESH_SECONDS).tick(handlers.refresh_if_new, [ask.run, ask.step, shown.number, fingerprint], refreshed, **FREE)
     return handlers.open_linked, shown.finished
 
@@ -117,7 +117,7 @@ def _build_ask(cases: list[HeldOutCase], quick: str) -> Ask:
     return Ask(empty, form, question, case, run, step, style, sampling, compare, stop, busy, to_train)
 
 
-def _build_shown(context: Context) -> Shown:
+def _build_shown() -> Shown:
     pair = transcript.pair()
     with gr.Column(visible=False, elem_id="dd-after") as after:
         with gr.Row(elem_id="dd-after-buttons"):
@@ -127,7 +127,6 @@ def _build_shown(context: Context) -> Shown:
         reference = gr.HTML("", visible=False, apply_default_css=False, elem_id="dd-reference")
         below = gr.HTML("", apply_default_css=False, elem_id="dd-findings")
     listing = history.listing()
-    listing.value = history.saved(context)
     comparison, number = gr.State(None), gr.State(None)
     return Shown(pair, after, below, link, download, reference_button, reference, listing, comparison, number)
 
@@ -136,7 +135,7 @@ def _wire_asking(handlers: Handlers, ask: Ask, shown: Shown) -> None:
     outputs = [shown.number, ask.compare, ask.stop, *shown.finished]
     event = ask.compare.click(handlers.answers, ask.inputs, outputs, **FREE)
     event.then(handlers.ready, None, [ask.compare], **FREE)
-    event.then(partial(history.saved, handlers.context), None, [shown.history], **FREE)
+    event.then(handlers.saved, None, [shown.history], **FREE)
     ask.stop.click(handlers.stop, [shown.number], [ask.stop], queue=False, **FREE)
 
 
@@ -145,3 +144,9 @@ def _wire_reading(handlers: Handlers, shown: Shown) -> None:
     shown.reference_button.click(
         toggle_reference, [shown.reference_button, shown.comparison], [shown.reference_button, shown.reference], **QUIET
     )
+
+
+def _page() -> gr.Blocks:
+    page = gr.context.Context.root_block
+    assert page is not None, "a tab is built inside a page"
+    return page

@@ -1,6 +1,7 @@
 """What every tab is given: the settings, the long-lived objects that app.py made, and who may do what."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +12,7 @@ from deepdoctor.comparison import Comparisons
 from deepdoctor.config import Settings
 from deepdoctor.engine.client import EngineClient
 from deepdoctor.runs import Runs
+from deepdoctor.studies.blinded import Blinded
 from deepdoctor.studies.judgments import Judgments
 from deepdoctor.studies.study import Studies
 
@@ -30,6 +32,15 @@ class Context:
     def access(self) -> Access:
         """Who may do what. A handler that changes anything takes the visitor's profile, which Gradio hands it, and asks this."""
         return Access.of(self.settings, os.environ)
+
+    @cached_property
+    def blinded(self) -> Blinded:
+        """The questions that open studies keep from their raters."""
+        return Blinded(self.studies)
+
+    def held_from(self, profile: gr.OAuthProfile | None, questions: Iterable[str]) -> set[str]:
+        """Those of the questions whose labelled answers this visitor must not see now, since a study asks them; none for trainers."""
+        return set() if self.access.allows(name_of(profile)) else self.blinded.held(questions)
 
 
 def name_of(profile: gr.OAuthProfile | None) -> str | None:

@@ -16,6 +16,7 @@ MEASURES = {
 GRADES = {
     "seen": "The run was trained on this very question. Its answer shows memory, not skill.",
     "near-seen": "The run was trained on a question much like this one. Read its answer with that in mind.",
+    "unknown": "The run does not record the rows it was trained on: whether this question was among them, nobody can tell.",
     "unseen": "No training question of the run is much like this one.",
 }
 
@@ -57,7 +58,7 @@ def _difference(base: int, tuned: int) -> str:
 
 
 def seen_card(seen: dict[str, Any]) -> str:
-    """The badge seen, near-seen or unseen with its meaning and the nearest training question; "" where it was not looked up."""
+    """The badge seen, near-seen, unseen or unknown with its meaning and the nearest training question; "" where it was not looked up."""
     grade = str(seen.get("grade", ""))
     if grade not in GRADES:
         return ""

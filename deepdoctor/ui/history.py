@@ -10,6 +10,7 @@ from deepdoctor.ui.context import Context
 
 MOST = 30
 _HEADING = "<h2>Earlier comparisons</h2>"
+HELD = '<p class="dd-muted">Those on questions of a study are not listed until it is closed: its raters must not know the sides.</p>'
 _CLICK = """
 element.addEventListener("click", (event) => {
   const link = event.target.closest("a[data-comparison]");
@@ -25,13 +26,15 @@ def listing() -> gr.HTML:
     return gr.HTML("", js_on_load=_CLICK, apply_default_css=False, elem_id="dd-history")
 
 
-def saved(context: Context) -> str:
-    """The newest saved comparisons as HTML, or a sentence that there are none."""
+def saved(context: Context, profile: gr.OAuthProfile | None = None) -> str:
+    """The newest saved comparisons that the visitor may read, as HTML, or a sentence that there are none."""
     found = context.comparisons.list(MOST)
     if not found:
         return f'{_HEADING}<p class="dd-muted">Finished comparisons are kept here. None yet.</p>'
+    held = context.held_from(profile, [comparison.question for comparison in found])
     names = {run.id: run.name for run in context.runs.list()}
-    return f'{_HEADING}<ul class="dd-history">{"".join(_entry(comparison, names) for comparison in found)}</ul>'
+    shown = "".join(_entry(comparison, names) for comparison in found if comparison.question not in held)
+    return f'{_HEADING}{HELD if held else ""}<ul class="dd-history">{shown}</ul>'
 
 
 def link(comparison_id: str) -> str:

@@ -4,6 +4,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from deepdoctor.ui.loaded import Loaded, Recent
 
 MOST_LISTED = 100
 # what a draft is made from, before the settings of both forms
-DRAFTED = ("dataset", "run", "step", "sources", "file", "specialties", "kinds", "difficulties", "most")
+DRAFTED = ("dataset", "run", "step", "sources", "file", "specialties", "kinds", "difficulties", "most", "ids")
+MOST_PICKED = 1000
 EXPORTS = ("report.html", "verdicts.csv", "verdicts.jsonl", "dpo.jsonl", "kto.jsonl", "llm_comparator.json")
 EXPORTED = '<p class="dd-muted">Report, verdicts as CSV and JSONL, rows for TRL, LLM Comparator, and one bundle of all.</p>'
 SEE = "see studies"
@@ -114,13 +116,14 @@ class StudiesEvents:
         return gr.update(choices=steps, value=steps[0][1] if steps else None)
 
     def review(self, profile: Profile, before: dict[str, dict[str, str]], *given: Any) -> list[Any]:
-        """Outputs: plan, specialties to choose from, problems, then the inputs of both forms with what is wrong told at each."""
+        """Outputs: plan, specialties, single questions, problems, then the inputs of both forms with what is wrong told at each."""
         try:
             self.context.access.require(name_of(profile), "make a study")
         except AccessError as error:
-            return [note(str(error)), *[gr.skip()] * (2 + len(self.form.inputs) + len(self.sampling.inputs))]
+            return [note(str(error)), *[gr.skip()] * (3 + len(self.form.inputs) + len(self.sampling.inputs))]
         asked, problems = _asked(given), self._problems(given)
         choices: Any = gr.skip()
+        picks: Any = gr.skip()
         try:
             if any(problems.values()):
                 words = note(_count(problems), "bad")
@@ -129,11 +132,15 @@ class StudiesEvents:
                 known = sorted({question.specialty for question in questions if question.specialty})
                 asked["specialties"] = [each for each in asked["specialties"] or () if each in known]
                 choices = gr.update(choices=known, value=asked["specialties"])
+                filters = replace(_choice(asked), ids=())
+                left = {question.id: study_view.short(question) for question in questions if filters.takes(question)}
+                asked["ids"] = [each for each in asked["ids"] or () if each in left]
+                picks = gr.update(choices=[(label, each) for each, label in left.items()][:MOST_PICKED], value=asked["ids"])
                 made = self._draft(asked, given, questions)
-                words = study_view.plan(made, study_plan(made.config.effect, made.config.raters_expected))
+                words = study_view.plan(made, study_plan(made.config.effect, made.config.raters_expected, made.config.native_arm))
         except DeepDoctorError as error:
             words = note(str(error), "warn")
-        return [words, choices, problems, *self._tell(problems, before)]
+        return [words, choices, picks, problems, *self._tell(problems, before)]
 
     def _problems(self, given: Sequence[Any]) -> dict[str, dict[str, str]]:
         study, sampling = self._values(given)
@@ -165,9 +172,7 @@ class StudiesEvents:
         study, sampling = self._values(given)
         config = self.form.read(study, {"run": run.id, "step": step, "sampling": self.sampling.read(sampling)})
         assert isinstance(config, StudyConfig)
-        specialties, kinds, difficulties = (tuple(asked[name] or ()) for name in ("specialties", "kinds", "difficulties"))
-        choice = Choice(specialties, kinds, difficulties, asked["most"] or None)
-        return draft(config, questions, choice, run.training_questions())
+        return draft(config, questions, _choice(asked), run.training_questions())
 
     @user_errors
     def create(self, profile: Profile, *given: Any) -> list[Any]:
@@ -270,6 +275,11 @@ def put_away() -> Any:
 
 def _asked(given: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(DRAFTED, given, strict=False))
+
+
+def _choice(asked: Mapping[str, Any]) -> Choice:
+    specialties, kinds, difficulties, ids = (tuple(asked[name] or ()) for name in ("specialties", "kinds", "difficulties", "ids"))
+    return Choice(specialties, kinds, difficulties, asked["most"] or None, ids)
 
 
 def _run_updates(runs: list[Run]) -> list[Any]:

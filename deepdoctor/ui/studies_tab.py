@@ -193,8 +193,11 @@ def _questions() -> list[Any]:
                 [each for each in DIFFICULTIES if each], value=[], multiselect=True, label="Difficulty", min_width=140
             )
             most = gr.Number(0, label="At most (0: all)", precision=0, min_width=120)
+        ids = gr.Dropdown(
+            [], value=[], multiselect=True, label="Single questions (none chosen: all that pass; type to search)", elem_id="dd-picked"
+        )
     sources.change(_file_part, [sources], [file], **QUIET)
-    return [sources, file, specialties, kinds, difficulties, most]
+    return [sources, file, specialties, kinds, difficulties, most, ids]
 
 
 def _file_part(sources: list[str]) -> Any:
@@ -204,10 +207,10 @@ def _file_part(sources: list[str]) -> Any:
 def _wire_draft(events: StudiesEvents, new: _Draft, dataset: gr.State, tab: gr.Tab, chosen: gr.State) -> None:
     problems = gr.State(NO_PROBLEMS)
     given = [dataset, *new.asked, *new.inputs]
-    specialties = new.asked[4]
-    # of the specialties only what the visitor does: the review itself sets them, and would be asked for again and again
-    changed = [dataset.change, *((made.input if made is specialties else made.change) for made in (*new.asked, *new.inputs))]
-    gr.on([tab.select, *changed], events.review, [problems, *given], [new.plan, specialties, problems, *new.inputs], **LATEST)
+    specialties, ids = new.asked[4], new.asked[8]
+    # of these two only what the visitor does: the review itself sets them, and would be asked for again and again
+    changed = [dataset.change, *((made.input if made in (specialties, ids) else made.change) for made in (*new.asked, *new.inputs))]
+    gr.on([tab.select, *changed], events.review, [problems, *given], [new.plan, specialties, ids, problems, *new.inputs], **LATEST)
     new.asked[0].input(events.steps_of, [new.asked[0]], [new.asked[1]], **QUIET)
     # one at a time, so that a double click makes one study
     outputs = [new.notice, chosen, new.fold, *new.inputs]

@@ -1,10 +1,12 @@
 """Studies as HTML: the list, one study's standing, what a new one would ask, and the parts of its results. Pure functions."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 from deepdoctor.studies.draft import Draft
 from deepdoctor.studies.progress import Progress
+from deepdoctor.studies.questions import BankQuestion
 from deepdoctor.studies.report import report_parts
 from deepdoctor.studies.study import Answer, State, Study
 from deepdoctor.ui.components import badge, empty_state, escape, note, stats
@@ -16,6 +18,8 @@ PARTS = ("findings", "tables", "measured", "pairs", "protocol")
 INERT = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
 LOCAL_ONLY = "Only this machine can open the link now. To let others in, start the app with HOST=0.0.0.0 and LOGIN=name:password."
 LOOKED_EARLY = "The study is still open. Looking again and again, and stopping when it pleases, makes differences look surer than they are."
+LONGEST_PICK = 100
+OWN_LINKS = "Who lost their own link gets it from here and goes on where they were. Send it to nobody else: it judges in their name."
 Listed = tuple[Study, Sequence[Progress]]
 
 
@@ -52,9 +56,10 @@ def state_badge(study: Study) -> str:
     return badge(study.state, STATE_KINDS[study.state])
 
 
-def _link(study: Study, text: str) -> str:
+def _link(study: Study, text: str, token: str = "") -> str:
     # relative, so that it holds behind a proxy too
-    return f'<a href="judge/{escape(study.id)}" target="_blank" rel="noopener">{escape(text)}</a>'
+    path = escape(f"{study.id}/{token}" if token else study.id)
+    return f'<a href="judge/{path}" target="_blank" rel="noopener">{escape(text)}</a>'
 
 
 def standing(study: Study, raters: Sequence[Progress], local: bool) -> str:
@@ -81,23 +86,32 @@ def _judging(study: Study, raters: Sequence[Progress], local: bool) -> str:
         copy = '<button type="button" class="dd-copy" data-copy>Copy</button>'
         link = f'<p class="dd-judge-link">Link for raters: {_link(study, f"judge/{study.id}")} {copy}</p>'
         link += f'<p class="dd-muted">{LOCAL_ONLY}</p>' if local else ""
-    return stats(cells) + link + _raters(raters)
+    return stats(cells) + link + _raters(study, raters)
 
 
-def _raters(raters: Sequence[Progress]) -> str:
+def _raters(study: Study, raters: Sequence[Progress]) -> str:
     if not raters:
         return (
             '<p class="dd-muted">Nobody has joined yet. Send the link; raters judge when they have time, also while the engine trains.</p>'
         )
     heads = "".join(f'<th scope="col"{" class=num" if place > 1 else ""}>{name}</th>' for place, name in enumerate(("Rater", "Specialty")))
     heads += "".join(f'<th scope="col" class="num">{name}</th>' for name in ("Years", "Judged", "Skipped"))
+    is_open = study.state == "open"
+    heads += '<th scope="col">Own link</th>' if is_open else ""
     rows = "".join(
         f'<tr><td>{escape(each.rater.name)}</td><td>{escape(each.rater.specialty)}</td><td class="num">{each.rater.years}</td>'
-        f'<td class="num">{each.judged} of {len(each.rater.trials)}</td><td class="num">{each.skipped}</td></tr>'
+        f'<td class="num">{each.judged} of {len(each.rater.trials)}</td><td class="num">{each.skipped}</td>'
+        + (f"<td>{_link(study, 'Resume', each.rater.token)}</td></tr>" if is_open else "</tr>")
         for each in raters
     )
     table = f'<table class="dd-table"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<div class="dd-scroll" tabindex="0" role="region" aria-label="Raters">{table}</div>'
+    told = f'<p class="dd-muted">{OWN_LINKS}</p>' if is_open else ""
+    return f'<div class="dd-scroll" tabindex="0" role="region" aria-label="Raters">{table}</div>{told}'
+
+
+def short(question: BankQuestion) -> str:
+    """Id and beginning of a question, to pick it by."""
+    return shorten(f"{question.id}: {question.question}", LONGEST_PICK, placeholder=" …")
 
 
 def plan(made: Draft, planned: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from deepdoctor.ui.loaded import Loaded, Recent
 NOTHING_SEEN: tuple[Any, ...] = ()
 ACTIVE = ("queued", "running")
 OWN = "own"
+PROBES_HELD = "Answers to a question of a study are not shown until it is closed: its raters must not know what the tuned model writes."
 PRESET_WORDS = {
     "article": "The source article's recipe: 60 steps of 8 rows, rank 16, over the whole text. "
     "Rows kept apart for the held-out loss come off the rows that are read.",
@@ -177,14 +178,21 @@ class TrainEvents:
         """The run that trains or waits, else the newest."""
         return self.context.runs.active() or next(iter(self.context.runs.list()), None)
 
-    def tick(self, seen: tuple[Any, ...], smoothing: str, at: float) -> Any:
+    def tick(self, seen: tuple[Any, ...], smoothing: str, at: float, profile: gr.OAuthProfile | None = None) -> Any:
         """`draw`, or nothing if this viewer has seen all there is. `seen` is (run id, fingerprint, last probed step, whether active)."""
         run = self.shown_run()
-        if (run is None and not seen) or (run is not None and seen and (run.id, run.fingerprint()) == tuple(seen[:2])):
+        if (run is None and not seen) or (run is not None and seen and (run.id, self._print(run, profile)) == tuple(seen[:2])):
             return gr.skip()
-        return self.draw(seen, smoothing, at)
+        return self.draw(seen, smoothing, at, profile)
 
-    def draw(self, seen: tuple[Any, ...], smoothing: str, at: float) -> list[Any]:
+    def _held(self, run: Run, profile: gr.OAuthProfile | None) -> set[str]:
+        """The run's probe questions whose answers a study keeps from this visitor."""
+        return self.context.held_from(profile, [str(answer["question"]) for answer in run.probes()])
+
+    def _print(self, run: Run, profile: gr.OAuthProfile | None) -> tuple[Any, ...]:
+        return (*run.fingerprint(), *sorted(self._held(run, profile)))
+
+    def draw(self, seen: tuple[Any, ...], smoothing: str, at: float, profile: gr.OAuthProfile | None = None) -> list[Any]:
         """Outputs: progress, stop, resume, curves, slider over probed steps, probe answers, log, notice, seen."""
         run = self.shown_run()
         if run is None:
@@ -201,18 +209,18 @@ class TrainEvents:
             gr.update(visible=status["state"] in RESUMABLE),
             run_view.curves(rows, smoothing, int(status.get("steps") or 0)),
             gr.skip() if last == known else _slider(steps, chosen),
-            _probes(run, answers, chosen),
+            _probes(run, answers, chosen, self._held(run, profile)),
             run_view.log_tail(run),
             "" if was_active and not active else gr.skip(),
-            (run.id, run.fingerprint(), last, active),
+            (run.id, self._print(run, profile), last, active),
         ]
 
-    def step_through(self, seen: tuple[Any, ...], at: float) -> str:
+    def step_through(self, seen: tuple[Any, ...], at: float, profile: gr.OAuthProfile | None = None) -> str:
         """Probe answers at the last probed step up to `at`."""
         if not seen:
             return ""
         run = self.context.runs.get(seen[0])
-        return _probes(run, run.probes(), int(at))
+        return _probes(run, run.probes(), int(at), self._held(run, profile))
 
     def model_known(self, known: str) -> Any:
         """Which model is loaded, or nothing if this viewer knows."""
@@ -221,8 +229,12 @@ class TrainEvents:
         return gr.skip() if now == known else now
 
 
-def _probes(run: Run, answers: list[dict[str, Any]], at: int) -> str:
-    return run_view.probes(answers, at) if answers or run.finetune.probe_steps else run_view.no_probes()
+def _probes(run: Run, answers: list[dict[str, Any]], at: int, held: set[str]) -> str:
+    """The probe answers but those on questions that are `held`."""
+    if not answers and not run.finetune.probe_steps:
+        return run_view.no_probes()
+    left = [answer for answer in answers if answer["question"] not in held]
+    return (note(PROBES_HELD) if held else "") + (run_view.probes(left, at) if left or not held else "")
 
 
 def _slider(steps: list[int], at: int) -> Any:

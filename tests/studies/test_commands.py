@@ -12,6 +12,7 @@ from deepdoctor.errors import ConfigError
 from deepdoctor.runs import Run
 from deepdoctor.studies import commands as study_commands
 from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.questions import bundled_bank
 from deepdoctor.studies.study import Studies
 from tests.studies.prepared import answer_row, created, prepared, verdict
 from tests.ui.fakes import fake_run
@@ -43,9 +44,9 @@ def test_a_study_is_made_with_its_settings(told: Told, run: Run, tmp_path: Path)
     assert (config.name, config.run, config.step, config.seed, config.raters_expected) == ("Cold", run.id, 20, 9, 4)
     assert (config.sampling.temperature, config.sampling.seed, config.native_arm, config.prompt_style) == (0, 5, True, "article")
     assert {question.kind for question in study.questions()} == {"emergency", "general"}
-    assert (made["questions"], made["pairs"], made["repeated"], made["state"]) == (7, 14, 1, "interrupted")
+    assert (made["questions"], made["pairs"], made["repeated"], made["state"]) == (7, 7, 1, "interrupted")
     assert made["seen"] == {"seen": 0, "near-seen": 0, "unseen": 15}
-    assert made["plan"]["votes"] == 90
+    assert (made["plan"]["votes"], made["plan"]["native_arm"]) == (90, True)
 
 
 def test_questions_come_from_a_file_or_from_rows(told: Told, run: Run, tmp_path: Path) -> None:
@@ -66,11 +67,25 @@ def test_questions_come_from_a_file_or_from_rows(told: Told, run: Run, tmp_path:
         (["--step", "5"], "no adapter at step 5"),
         (["--difficulty", "impossible"], "none was chosen"),
         (["--source", "file"], "Choose the file"),
+        (["--temperature", "0", "--seeds-per-question", "2"], "every seed would give the same pair again"),
         (["--source", "elsewhere"], "invalid choice"),
     ],
 )
 def test_what_cannot_be_made_is_told(told: Told, run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
     assert message in told("create", run.id, *arguments, code=2)["error"]
+    assert Studies(tmp_path).list() == []
+
+
+def test_single_questions_are_picked_by_their_ids(told: Told, run: Run, tmp_path: Path) -> None:
+    first, *_, last = [question.id for question in bundled_bank()]
+    made = told("create", run.id, "--questions", f"{last}, {first}")
+    assert [question.id for question in Studies(tmp_path).get(made["id"]).questions()] == [first, last]
+    assert "'nope' is not among" in told("create", run.id, "--questions", "nope", code=2)["error"]
+
+
+def test_a_run_that_does_not_record_its_rows_gets_no_study(told: Told, run: Run, tmp_path: Path) -> None:
+    (run.path / "questions.json").unlink()
+    assert "does not record the rows" in told("create", run.id, code=2)["error"]
     assert Studies(tmp_path).list() == []
 
 

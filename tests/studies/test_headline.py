@@ -83,3 +83,18 @@ def test_a_plan_says_what_it_takes() -> None:
     assert (few["questions"], few["verdicts"]) == (None, None)
     assert "no number of questions is sure to be enough; 4 raters need about 73 questions each" in few["sentence"]
     assert "one rater's taste" in study_plan(0.65, 1)["sentence"]
+
+
+def test_a_plan_with_the_native_arm_counts_only_the_pairs_against_base() -> None:
+    alone, halved = study_plan(0.65, 8), study_plan(0.65, 8, native_arm=True)
+    assert halved["votes"] == alone["votes"] == 90
+    # half of the verdicts decide it, but questions vary less in a mean over more of them
+    assert alone["questions"] < halved["questions"] <= 2 * alone["questions"]
+    assert halved["questions"] * 8 / 2 * 0.7 >= 90
+    assert halved["verdicts"] == halved["questions"] * 8
+    assert "half of them against the base under its native prompt" in halved["sentence"]
+    assert "native" not in alone["sentence"]
+    few = study_plan(0.65, 3, native_arm=True)
+    assert few["questions"] is None
+    assert "4 raters need about" in few["sentence"]
+    assert "half of them against the base under its native prompt" in few["sentence"]

@@ -50,6 +50,10 @@ def test_settings_that_do_not_fit_are_refused() -> None:
             StudyConfig.of(wrong)
     with pytest.raises(ConfigError, match="both arms would be the same base"):
         StudyConfig.of({"run": "r", "native_arm": True, "prompt_style": "native"})
+    for sampling in ({"temperature": 0}, {"top_k": 1}):
+        with pytest.raises(ConfigError, match="every seed would give the same pair again"):
+            StudyConfig.of({"run": "r", "seeds_per_question": 2, "sampling": sampling})
+        assert StudyConfig.of({"run": "r", "sampling": sampling}).seeds_per_question == 1
     for name, field in StudyConfig.model_fields.items():
         assert field.title, name
         assert field.description, name
@@ -172,13 +176,42 @@ def test_the_order_does_not_follow_the_questions() -> None:
     assert sum(assign(PAIRS[:1], 0, f"key {number}")[0].tuned_slot == "A" for number in range(200)) in range(70, 131)
 
 
-def test_the_native_arm_gives_each_question_a_second_pair(tmp_path: Path) -> None:
+def test_the_native_arm_stands_in_half_of_the_pairs(tmp_path: Path) -> None:
     study = prepared(tmp_path, 4, native_arm=True, repeat_share=0)
     trials = study.join("Ada", "x", 1).trials
-    assert Counter(trial.other for trial in trials) == {"base": 4, "native": 4}
+    assert Counter(trial.other for trial in trials) == {"base": 2, "native": 2}
     answer = Answer.from_row(next(iter(study.answers().values())))
     assert "another prompt" in answer.side("native").response
     assert "another prompt" not in answer.side("base").response
+
+
+@pytest.mark.parametrize(("questions", "seeds"), [(1, 1), (7, 1), (12, 1), (5, 3)])
+def test_nobody_reads_the_same_text_in_two_pairs(tmp_path: Path, questions: int, seeds: int) -> None:
+    """The text that came back beside another one would be the tuned one."""
+    for seed in range(3):
+        study = prepared(tmp_path, questions, native_arm=True, seeds_per_question=seeds, repeat_share=0.5, seed=seed)
+        raters = [study.join(f"Rater {number}", "x", 1) for number in range(9)]
+        for rater in raters:
+            first = [trial for trial in rater.trials if not trial.repeat_of]
+            read = Counter((trial.question, trial.seed, arm) for trial in first for arm in trial.arms)
+            assert set(read.values()) == {1}
+            assert {(trial.question, trial.seed) for trial in first} == study.answers().keys()
+            assert len(rater.trials) == len(first) + repeats(len(first), 0.5)
+
+
+def test_both_arms_are_balanced_over_pairs_and_raters_by_the_secret(tmp_path: Path) -> None:
+    study = prepared(tmp_path, 13, native_arm=True, repeat_share=0)
+    raters = [study.join(f"Rater {number}", "x", 1) for number in range(7)]
+    for rater in raters:
+        found = Counter(trial.other for trial in rater.trials)
+        assert abs(found["base"] - found["native"]) == 1
+    for question in {trial.question for trial in raters[0].trials}:
+        found = Counter(trial.other for rater in raters for trial in rater.trials if trial.question == question)
+        assert abs(found["base"] - found["native"]) == 1
+    halves = {frozenset(trial.question for trial in rater.trials if trial.other == "native") for rater in raters}
+    assert len(halves) == 7
+    again = prepared(tmp_path, 13, native_arm=True, repeat_share=0)
+    assert frozenset(each.question for each in again.join("Ada", "x", 1).trials if each.other == "native") not in halves
 
 
 def test_without_the_native_arm_there_is_no_such_side(tmp_path: Path) -> None:

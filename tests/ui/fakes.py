@@ -226,6 +226,7 @@ def fake_run(
     if state == "finished":
         write_json(run.path / "adapter" / "complete.json", {"step": total})
         (run.path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    write_json(run.path / "questions.json", ["What would cystometry show in this fake row?"])
     run.log("A line of the log")
     run.set_status(state=state, step=last, steps=total, message=state.capitalize(), seconds=90.0)
     return run

@@ -33,7 +33,8 @@ def main() -> None:
     """Serve until the input ends."""
     data_dir = Path(sys.argv[1])
     engine = FakeEngine(data_dir)
-    engine.feed([fake_comparison()])
+    for _ in range(2):
+        engine.feed([fake_comparison()])
     for _ in range(2):
         engine.feed_export(["Writing the adapter", data_dir / "exports"])
     settings = Settings.from_environment({"data_dir": data_dir})

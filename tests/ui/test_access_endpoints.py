@@ -13,15 +13,17 @@ import httpx
 import pytest
 
 from deepdoctor.access import OAUTH
+from deepdoctor.comparison import Comparisons
 from deepdoctor.runs import Run, Runs
-from tests.ui.fakes import fake_run
+from tests.studies.prepared import prepared
+from tests.ui.fakes import fake_comparison, fake_run
 from tests.ui.visitors import GATED, REFUSED, SECRET, Visitor, cookie_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # All that only reads, draws, or asks a question. What is new on the page belongs here or to GATED; if in doubt, to GATED.
 OPEN = {
     *("page.current_engine_line", "page.refreshed_engine_line", "page.select_linked_tab", "AccessEvents.told"),
-    *("LoginButton._check_login_status", "history.saved", "dataset_tab._parts_for", "dataset_tab._wire_rows.<locals>.<lambda>"),
+    *("LoginButton._check_login_status", "Handlers.saved", "dataset_tab._parts_for", "dataset_tab._wire_rows.<locals>.<lambda>"),
     # reads the bundled rows, the usual Hub dataset and uploads for everyone, other Hub datasets for those who may train
     "DatasetEvents.load",
     *("DatasetEvents.use_columns", "DatasetEvents.show_source", "DatasetEvents.show_fate", "DatasetEvents.new_tokenizer"),
@@ -198,6 +200,33 @@ def test_everyone_previews_and_asks_but_reads_only_open_rows(space: Space) -> No
     event = space.event("Handlers.answers")
     answer = stranger.ask(event, ["Why?", run.id, "final", *space.shown(event)[3:]])
     assert "What changed" in answer
+
+
+@pytest.mark.parametrize("name", ["", "bob", "alice"], ids=["anonymous", "another user", "the owner"])
+def test_the_pairs_of_a_judged_question_are_named_to_nobody_who_could_be_its_rater(space: Space, name: str) -> None:
+    study, run = prepared(space.data_dir, 2), fake_run(space.data_dir, "judged")
+    asked = study.questions()[0].question
+    saved = Comparisons(space.data_dir).save(fake_comparison(run=run.id, question=asked, base="x</think>Base said so."))
+    for step in (0, 20):
+        run.append_probe({"step": step, "question": asked, "reasoning": "", "response": f"Probed at {step}.", "closed": True})
+    visitor = space.visitor(cookie_of(name) if name else "")
+    visitor.ask(space.event("Handlers.refresh"), [None, None, None])
+    event = space.event("Handlers.answers")
+    try:
+        allowed = name == "alice"
+        assert (REFUSED in visitor.ask(event, [asked, run.id, "final", *space.shown(event)[3:]])) is not allowed
+        assert (saved.id in visitor.ask(space.event("Handlers.saved"), [])) is allowed
+        assert ("Base said so" in visitor.ask(space.event("Handlers.reopen"), [], {"comparison": saved.id})) is allowed
+        assert ("Base said so" in visitor.ask(space.event("Handlers.open_linked"), [], query=f"?comparison={saved.id}")) is allowed
+        for handler in ("TrainEvents.tick", "TrainEvents.draw"):
+            assert ("Probed at" in visitor.ask(space.event(handler), [None, "none", 1])) is allowed
+        assert ("Probed at 0" in visitor.ask(space.event("TrainEvents.step_through"), [None, 0])) is allowed
+        config = httpx.get(f"{space.url}config", cookies=visitor.cookies).text
+        assert saved.id not in config
+        study.close()
+        assert "Base said so" in visitor.ask(space.event("Handlers.reopen"), [], {"comparison": saved.id})
+    finally:
+        study.close()
 
 
 def test_what_strangers_upload_is_shown_but_not_kept(space: Space) -> None:

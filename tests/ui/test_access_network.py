@@ -1,5 +1,6 @@
 """The gate at the page's endpoints on a network, with and without a login; and what the app says of it at the start."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import httpx
 import pytest
 
 import app
+from deepdoctor.comparison import Comparisons
 from deepdoctor.config import Settings
 from deepdoctor.ui.page import build_app, launch_options
 from tests.conftest import free_port
-from tests.ui.fakes import close, fake_context, fake_run, in_event_loop
+from tests.studies.prepared import prepared
+from tests.ui.fakes import close, fake_comparison, fake_context, fake_run, in_event_loop
 from tests.ui.space_page import handler_name
 from tests.ui.visitors import GATED, REFUSED, Visitor
 
@@ -53,6 +56,23 @@ def test_a_network_without_a_login_is_closed_both_ways(tmp_path: Path) -> None:
         assert "LOGIN=name:password" in visitor.ask(events["AccessEvents.told"][0], [])
 
 
+@pytest.mark.parametrize("login", ["", "alice:secret"])
+def test_on_a_network_without_a_login_judged_pairs_are_named_to_nobody(tmp_path: Path, login: str) -> None:
+    study = prepared(tmp_path, 2)
+    asked = study.questions()[0].question
+    saved = Comparisons(tmp_path).save(fake_comparison(question=asked, base="x</think>Base said so."))
+    run = fake_run(tmp_path, "judged")
+    with on_a_network(tmp_path, login) as (url, events):
+        cookies = httpx.post(f"{url}login", data={"username": "alice", "password": "secret"}).cookies if login else {}
+        visitor = Visitor(url, dict(cookies))
+        reopened = visitor.ask(events["Handlers.reopen"][0], [], {"comparison": saved.id})
+        assert ("Base said so" in reopened) is bool(login)
+        assert ("You may not open this comparison" in reopened) is not bool(login)
+        visitor.ask(events["Handlers.refresh"][0], [None, None, None])
+        answer = visitor.ask(events["Handlers.answers"][0], [asked, run.id, "final", "article", 0.6, 0.95, 0, 0.0, 1.0, 1200, 3407])
+        assert ("You may not ask this question" in answer) is not bool(login)
+
+
 def test_with_a_login_only_those_who_gave_it_come_in(tmp_path: Path) -> None:
     run = fake_run(tmp_path, "guarded")
     with on_a_network(tmp_path, "alice:secret") as (url, events):
@@ -77,6 +97,32 @@ def test_the_app_says_at_the_start_how_to_open_what_is_closed(tmp_path: Path) ->
         assert process.wait(timeout=20) == 0
     assert "DeepDoctor is at http://127.0.0.1:" in said[0]
     assert "start it with LOGIN=name:password" in said[1]
+
+
+def test_raters_need_no_password_and_the_rest_of_the_app_does(tmp_path: Path) -> None:
+    study = prepared(tmp_path, 2)
+    rater = study.join("Ada", "Urology", 3)
+    command = [sys.executable, "-u", "app.py", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path)]
+    environment = {**os.environ, "LOGIN": "alice:secret", "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        url = process.stdout.readline().partition(" at ")[2].split()[0]
+        pages = {path: httpx.get(f"{url}{path}", timeout=30) for path in ("/", "/config", "/gradio_api/info", f"/judge/{study.id}")}
+        trial = httpx.get(f"{url}/judge/{study.id}/{rater.token}", timeout=30)
+        given = {"token": "a" * 24, "name": "Ben", "specialty": "Urology", "years": "1"}
+        joined = httpx.post(f"{url}/judge/{study.id}", data=given, timeout=30)
+        cookies = httpx.post(f"{url}/login", data={"username": "alice", "password": "secret"}, timeout=30).cookies
+        known = {path: httpx.get(f"{url}{path}", cookies=cookies, timeout=30) for path in ("/", "/config")}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+    assert (pages[f"/judge/{study.id}"].status_code, trial.status_code, joined.status_code) == (200, 200, 303)
+    assert "You will read" in pages[f"/judge/{study.id}"].text
+    assert (pages["/config"].status_code, pages["/gradio_api/info"].status_code) == (401, 401)
+    for words in ("dd-studies", "dd-history", study.id):
+        assert words not in pages["/"].text
+    assert "dd-studies" in known["/"].text
+    assert known["/config"].status_code == 200
+    assert [each.name for each in study.raters()] == ["Ada", "Ben"]
 
 
 def test_the_app_does_not_start_with_a_password_on_a_space(

@@ -14,6 +14,7 @@ from deepdoctor.errors import EngineError, ProofError
 from deepdoctor.ui.compare_events import FINAL, HIDE_REFERENCE, SHOW_REFERENCE, Handlers, limited, toggle_reference
 from deepdoctor.ui.findings import findings
 from deepdoctor.ui.form import build_form
+from tests.studies.prepared import prepared
 from tests.ui.fakes import PROOF, QUESTION, READY, fake_comparison, fake_context, fake_run, growing, in_event_loop, stopped
 
 SAMPLING = (0.6, 0.95, 0, 0.0, 1.0, 1200, 3407)
@@ -37,7 +38,7 @@ def handlers(context):
 
 
 def ask(handlers, run, step=FINAL, question=QUESTION, style="article", sampling=SAMPLING):
-    return handlers.answers(question, run.id, step, style, *sampling)
+    return handlers.answers(None, question, run.id, step, style, *sampling)
 
 
 def test_asking_shows_both_sides_as_they_grow_and_ends_with_everything(handlers, context):
@@ -96,7 +97,7 @@ def test_what_cannot_be_asked_is_told_and_never_reaches_the_engine(handlers, con
 
 def test_without_a_run_the_question_is_refused(handlers, context):
     with pytest.raises(gr.Error, match="Choose the run"):
-        list(handlers.answers(QUESTION, None, None, "article", *SAMPLING))
+        list(handlers.answers(None, QUESTION, None, None, "article", *SAMPLING))
     assert context.engine.asked == []
 
 
@@ -271,3 +272,67 @@ def test_a_stop_marks_only_sides_that_were_still_writing():
     half = replace(growing(fake_comparison(), 4)[1])
     assert {stopped(half).base.finish_reason, stopped(half).tuned.finish_reason} <= {"stop", "stopped"}
     assert stopped(half).finished
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch):
+    """The handlers on a network without a login, where a study is judged; its first question, and a run."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    context = fake_context(tmp_path / "data")
+    context = replace(context, settings=context.settings.changed(host="0.0.0.0"))
+    study = prepared(context.settings.data_dir, 3)
+
+    def form():
+        with gr.Blocks(analytics_enabled=False):
+            return build_form(SamplingConfig())
+
+    return Handlers(context, in_event_loop(form), {}), study, fake_run(context.settings.data_dir)
+
+
+@pytest.mark.parametrize("words", ["{}", " {} Please be brief.", "Please: {}\n"])
+def test_a_question_that_is_judged_is_not_answered_to_who_could_be_a_rater(judged, words):
+    handlers, study, run = judged
+    asked = study.questions()[0].question
+    for spelled in (words.format(asked), words.format(asked.upper())):
+        with pytest.raises(gr.Error, match="You may not ask this question here for now"):
+            list(ask(handlers, run, question=spelled))
+    assert handlers.context.engine.asked == []
+    study.close()
+    handlers.context.engine.feed([fake_comparison(run=run.id)])
+    assert list(ask(handlers, run, question=asked))[-1][COMPARISON]
+
+
+def test_other_questions_are_answered_while_a_study_is_judged(judged):
+    handlers, _study, run = judged
+    handlers.context.engine.feed([fake_comparison(run=run.id)])
+    assert list(ask(handlers, run))[-1][COMPARISON]
+
+
+def test_a_saved_comparison_of_a_judged_question_opens_once_the_study_is_closed(judged):
+    handlers, study, run = judged
+    store = handlers.context.comparisons
+    saved = store.save(fake_comparison(run=run.id, question=study.questions()[1].question))
+    free = store.save(fake_comparison(run=run.id))
+    ways = (
+        lambda found: handlers.reopen(SimpleNamespace(comparison=found.id)),
+        lambda found: handlers.open_linked(SimpleNamespace(query_params={"comparison": found.id})),
+    )
+    for open_it in ways:
+        assert open_it(free)[-1] == free
+        with pytest.raises(gr.Error, match="You may not open this comparison here for now"):
+            open_it(saved)
+    assert (saved.id in handlers.saved(), free.id in handlers.saved()) == (False, True)
+    assert "not listed until it is closed" in handlers.saved()
+    study.close()
+    assert saved.id in handlers.saved()
+    assert all(open_it(saved)[-1] == saved for open_it in ways)
+
+
+def test_who_may_do_everything_is_not_held_up(handlers, context):
+    study, run = prepared(context.settings.data_dir, 2), fake_run(context.settings.data_dir)
+    asked = study.questions()[0].question
+    saved = context.comparisons.save(fake_comparison(run=run.id, question=asked))
+    context.engine.feed([saved])
+    assert list(ask(handlers, run, question=asked))[-1][COMPARISON] == saved
+    assert handlers.reopen(SimpleNamespace(comparison=saved.id))[-1] == saved
+    assert saved.id in handlers.saved()

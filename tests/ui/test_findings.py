@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from deepdoctor.comparison import Comparisons
-from deepdoctor.overlap import Grade, Overlap, Seen
+from deepdoctor.overlap import Grade, Overlap, Seen, graded
 from deepdoctor.ui.findings import changes_table, findings, proof_card, seen_card
 from tests.ui.fakes import PROOF, fake_comparison
 
@@ -45,15 +45,23 @@ def test_the_badge_tells_the_grade_and_the_nearest_training_question(grade):
 
 def test_what_is_graded_and_saved_is_shown_again(tmp_path):
     comparisons = Comparisons(tmp_path)
-    graded = vars(Overlap(["Which sign shows first?", "Why does she leak when she coughs?"]).grade("Why does she leak when she runs?"))
-    saved = comparisons.save(fake_comparison(seen=graded))
+    found = vars(Overlap(["Which sign shows first?", "Why does she leak when she coughs?"]).grade("Why does she leak when she runs?"))
+    saved = comparisons.save(fake_comparison(seen=found))
     card = findings(comparisons.get(saved.id))
-    assert f"row 2, similarity {graded['similarity']:.0%}" in card
+    assert f"row 2, similarity {found['similarity']:.0%}" in card
     assert "<blockquote>Why does she leak when she coughs?</blockquote>" in card
 
 
+def test_where_no_training_rows_are_recorded_the_badge_says_unknown():
+    card = seen_card(graded([], "Why?"))
+    assert "Unknown" in card
+    assert "does not record the rows" in card
+    assert "nseen" not in card
+    assert graded(["Why not?"], "Why?") == vars(Overlap(["Why not?"]).grade("Why?"))
+
+
 def test_a_question_that_nothing_resembles_has_no_nearest():
-    card = seen_card(vars(Overlap([]).grade("Why?")))
+    card = seen_card(vars(Overlap(["Something else entirely"]).grade("Why?")))
     assert "Unseen" in card
     assert "Nearest" not in card
 

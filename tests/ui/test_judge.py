@@ -15,9 +15,9 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.types import ASGIApp
 
 from deepdoctor.studies.judgments import Judgments
-from deepdoctor.studies.study import Studies, Study
+from deepdoctor.studies.study import Answer, Studies, Study
 from deepdoctor.studies.trials import Rater, Trial
-from deepdoctor.ui.components import BANNER
+from deepdoctor.ui.components import BANNER, render_answer
 from deepdoctor.ui.judge.app import Judge, judge_routes
 from tests.studies.prepared import created, prepared
 from tests.ui.visitors import SECRET as SPACE_SECRET
@@ -367,6 +367,13 @@ def test_nothing_before_the_lock_unblinds(tmp_path: Path) -> None:
             assert other_trial.question not in text
 
 
+def test_the_native_arm_makes_the_way_no_longer(tmp_path: Path) -> None:
+    study, site = prepared(tmp_path, 10, native_arm=True), Site(tmp_path)
+    assert "You will read 11 questions" in words(site.get(f"/judge/{study.id}"))
+    rater = study.join("Ada", "Cardiology", 12)
+    assert "1 of 11" in words(site.get(home(study, rater)))
+
+
 def test_both_slots_are_drawn_alike_whatever_stands_in_them(tmp_path: Path) -> None:
     """With the texts taken out, the form of a pair is the same as that of the pair with its slots swapped."""
     study = prepared(tmp_path, 12, repeat_share=0.5)
@@ -383,6 +390,32 @@ def test_both_slots_are_drawn_alike_whatever_stands_in_them(tmp_path: Path) -> N
     strip = re.compile(r'value="[0-9a-f]+-[0-9a-f]{16}"')
     for trial in again:
         assert strip.sub("", frame(trial)) == strip.sub("", frame(first[trial.repeat_of]))
+
+
+NOTES = {"none": '<p class="note">No answer was given.</p>', "cut": '<p class="note">The answer ends here, unfinished.</p>', "whole": ""}
+
+
+def test_an_answer_is_drawn_from_its_words_alone(tmp_path: Path) -> None:
+    """Between an answer's heading and its end stands what render_answer makes of it and the permitted note, and nothing else."""
+    study = prepared(tmp_path, 12, native_arm=True, repeat_share=0)
+    cut = dict(study.answers()["question-3", study.config.sampling.seed])
+    cut["comparison"]["tuned"] |= {"finish_reason": "length"}
+    study.append_answer(cut)
+    answers = {key: Answer.from_row(row) for key, row in study.answers().items()}
+    raters, site = [study.join(name, "Cardiology", 12) for name in ("Ada", "Ben")], Site(tmp_path)
+    found = set()
+    for rater, trial in [(each, trial) for each in raters for trial in each.trials]:
+        page = site.get(at(study, rater, trial)).text
+        for slot, arm in zip("AB", trial.arms, strict=True):
+            drawn = re.findall(rf'(<article[^>]*>)\s*<h2 id="answer-{slot}">Answer {slot}</h2>(.*?)</article>', page, flags=re.DOTALL)
+            side = answers[trial.question, trial.seed].side(arm)
+            kind = "none" if not side.response else "cut" if side.finish_reason == "length" else "whole"
+            prose = f'<div class="prose">{render_answer(side.response)}</div>' if side.response else ""
+            ((opening, within),) = drawn
+            assert re.sub(r"\s*\n\s*", "", within) == prose + NOTES[kind], (trial.question, arm)
+            assert opening == f'<article class="answer" aria-labelledby="answer-{slot}">'
+            found.add((arm, kind))
+    assert found == {("base", "whole"), ("native", "whole"), ("tuned", "whole"), ("tuned", "cut"), ("tuned", "none")}
 
 
 def test_every_response_is_private_and_strict(site: Site, study: Study, rater: Rater) -> None:

@@ -55,7 +55,7 @@ def engine(context: Context) -> FakeEngine:
 def given(events: StudiesEvents, run: str, changes: dict[str, Any] | None = None, /, **asked: Any) -> list[Any]:
     """The inputs of a draft: `asked` by the names of DRAFTED, `changes` of either form's settings."""
     usual = {"dataset": DatasetConfig().model_dump(), "run": run, "step": "final", "sources": ["held_out"], "file": None}
-    usual |= {"specialties": [], "kinds": [], "difficulties": [], "most": 0}
+    usual |= {"specialties": [], "kinds": [], "difficulties": [], "most": 0, "ids": []}
     forms = [(setting.name, setting.default) for form in (events.form, events.sampling) for setting in form.settings]
     return [*({**usual, **asked}[name] for name in DRAFTED), *((changes or {}).get(name, default) for name, default in forms)]
 
@@ -115,7 +115,7 @@ def test_strangers_see_nothing(tmp_path: Path) -> None:
 def test_the_plan_is_told_before_anything_is_made(events: StudiesEvents, context: Context, tmp_path: Path) -> None:
     run = fake_run(tmp_path)
     (run.path / "questions.json").write_text(json.dumps([question.question for question in questions(events, "held_out")[:20]]))
-    words, specialties, problems, *_ = events.review(None, NO_PROBLEMS, *given(events, run.id, {"raters_expected": 5}, most=12))
+    words, specialties, _ids, problems, *_ = events.review(None, NO_PROBLEMS, *given(events, run.id, {"raters_expected": 5}, most=12))
     assert problems == NO_PROBLEMS
     for part in ("20 seen", "180 unseen", "20 that training knows are left out", "Verdicts of 5 raters", "To tell 65% from a half"):
         assert part in words
@@ -158,6 +158,31 @@ def test_what_is_wrong_is_told(events: StudiesEvents, tmp_path: Path, changes: d
     else:
         with pytest.raises(gr.Error):
             events.create(None, *inputs)
+
+
+def test_single_questions_are_picked_among_those_that_pass_the_filters(events: StudiesEvents, context: Context, tmp_path: Path) -> None:
+    run, known = fake_run(tmp_path), questions(events, "bundled")
+    asked = {"sources": ["bundled"], "kinds": ["emergency"], "ids": ["no such", known[0].id]}
+    picked = events.review(None, NO_PROBLEMS, *given(events, run.id, **asked))[2]
+    emergencies = [question for question in known if question.kind == "emergency"]
+    assert [value for _label, value in picked["choices"]] == [question.id for question in emergencies]
+    assert all(len(label) <= 100 and label.startswith(value) for label, value in picked["choices"])
+    assert picked["value"] == [each.id for each in emergencies if each.id == known[0].id]
+    asked["ids"] = [emergencies[2].id, emergencies[0].id]
+    words, _specialties, picked, *_ = events.review(None, NO_PROBLEMS, *given(events, run.id, **asked))
+    assert picked["value"] == asked["ids"]
+    assert "Of 2 chosen questions" in words
+    study = context.studies.get(events.create(None, *given(events, run.id, **asked))[1])
+    assert [question.id for question in study.questions()] == [emergencies[0].id, emergencies[2].id]
+
+
+def test_a_run_that_does_not_record_its_rows_gets_no_study(events: StudiesEvents, context: Context, tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    (run.path / "questions.json").unlink()
+    assert "does not record the rows it was trained on" in events.review(None, NO_PROBLEMS, *given(events, run.id))[0]
+    with pytest.raises(gr.Error, match="does not record the rows"):
+        events.create(None, *given(events, run.id))
+    assert context.studies.list() == []
 
 
 def test_a_study_is_made_and_handed_to_the_engine(events: StudiesEvents, context: Context, engine: FakeEngine, tmp_path: Path) -> None:
@@ -242,6 +267,8 @@ def test_results_say_the_finding_first_and_keep_measures_apart(events: StudiesEv
     assert "McNemar" in now["tables"]
     assert "Take a chest radiograph" in now["pairs"]
     assert "run" in now["protocol"]
+    assert "character 5-grams overlap by at least 60%" in now["protocol"]
+    assert "a true paraphrase in other words stays unseen" in now["protocol"]
     assert "Rater 0" in now["standing"]
     everything = "".join(now[name] for name in study_view.PARTS)
     assert "<img src=x" not in everything
@@ -297,3 +324,17 @@ def test_names_stay_text(events: StudiesEvents, tmp_path: Path) -> None:
     everything = now["table"] + now["standing"] + now["protocol"]
     assert "<img" not in everything
     assert "${a}" not in everything
+
+
+def test_organisers_find_the_own_link_of_each_rater_and_strangers_do_not(events: StudiesEvents, tmp_path: Path) -> None:
+    study = prepared(tmp_path, 3)
+    raters = [study.join(name, "Urology", 1) for name in ("Ada", "Ben")]
+    standing = shown(events, study.id)["standing"]
+    for rater in raters:
+        assert standing.count(f'href="judge/{study.id}/{rater.token}"') == 1
+    assert "Send it to nobody else" in standing
+    stranger = events_of(replace(fake_context(tmp_path), settings=Settings(data_dir=tmp_path, host="0.0.0.0")))
+    told = json.dumps(stranger.refresh(None, study.id, ()), default=str)
+    assert not [rater for rater in raters if rater.token in told]
+    study.close()
+    assert raters[0].token not in shown(events, study.id)["standing"]

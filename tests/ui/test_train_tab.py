@@ -17,6 +17,7 @@ from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import build_form
 from deepdoctor.ui.loaded import Loaded
 from deepdoctor.ui.train_events import NOTHING_SEEN, TrainEvents
+from tests.studies.prepared import prepared
 from tests.ui.fakes import NANO, READY, RECIPE, FakeEngine, fake_context, fake_run, in_event_loop
 
 SKIPPED = gr.skip()
@@ -305,3 +306,33 @@ def test_the_address_of_a_logged_run_is_a_link(events: TrainEvents, context: Con
 def test_the_form_is_reviewed_once_the_model_is_there(events: TrainEvents) -> None:
     assert events.model_known("") == NANO.base_hash
     assert events.model_known(NANO.base_hash) == SKIPPED
+
+
+def test_probe_answers_to_a_judged_question_are_kept_from_who_could_be_a_rater(context: Context) -> None:
+    study = prepared(context.settings.data_dir, 2)
+    asked = study.questions()[0].question
+    run = fake_run(context.settings.data_dir)
+    for step in (0, 20):
+        for question, answer in ((asked, "Kept back"), ("Which sign?", "Free")):
+            run.append_probe({"step": step, "question": question, "reasoning": "", "response": f"{answer} {step}", "closed": True})
+    stranger = replace(context, settings=context.settings.changed(host="0.0.0.0"))
+
+    def made(of: Context) -> TrainEvents:
+        def built() -> TrainEvents:
+            with gr.Blocks():
+                return TrainEvents(of, Loaded(), build_form(QUICK, without=("preset",)))
+
+        return in_event_loop(built)
+
+    events = made(stranger)
+    first = events.draw(NOTHING_SEEN, "none", 20)
+    shown = f"{first} {events.step_through(first[-1], 0)}"
+    assert "Free 20" in shown
+    assert "Kept back" not in shown
+    assert "not shown until it is closed" in shown
+    assert events.tick(first[-1], "none", 20) == SKIPPED
+    local = made(context).draw(NOTHING_SEEN, "none", 20)[5]
+    assert "Kept back 20" in local
+    assert "not shown" not in local
+    study.close()
+    assert "Kept back 20" in events.tick(first[-1], "none", 20)[5]

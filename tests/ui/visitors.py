@@ -44,10 +44,10 @@ class Visitor:
         """Post a body of JSON."""
         return httpx.post(f"{self.url}gradio_api/{path}", json=body, cookies=self.cookies, timeout=30, **more)
 
-    def ask(self, event: int, data: list[Any], event_data: Any = None, **more: Any) -> str:
-        """Call an event through the queue; returns all that came back, as text."""
+    def ask(self, event: int, data: list[Any], event_data: Any = None, query: str = "", **more: Any) -> str:
+        """Call an event through the queue; returns all that came back, as text. `query` is that of the page's address."""
         body = {"data": data, "fn_index": event, "session_hash": self.session, "event_data": event_data, **more}
-        self.post("queue/join", body).raise_for_status()
+        self.post(f"queue/join{query}", body).raise_for_status()
         address = f"{self.url}gradio_api/queue/data?session_hash={self.session}"
         lines = []
         with httpx.stream("GET", address, cookies=self.cookies, timeout=60) as answer:

@@ -153,7 +153,7 @@ class Judge:
 
     def _join_form(self, request: Request, study: Study, given: dict[str, str], wrong: dict[str, str]) -> Response:
         known = sorted({question.specialty for question in self.material(study).questions.values() if question.specialty})
-        pairs = len(self.material(study).answers) * (2 if study.config.native_arm else 1)
+        pairs = len(self.material(study).answers)
         total = pairs + repeats(pairs, study.config.repeat_share)
         user = self._user(request, study)
         return pages.page(
