@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from deepdoctor.studies.intervals import MIN_QUESTIONS
 from deepdoctor.studies.statistics import POWER, detectable, questions_needed, votes_needed
 
 Block = Mapping[str, Any]
 UNCALLED = "not enough to call a difference"
+OVER_BOTH = "95% interval over questions and raters"
+NO_INTERVAL = "no interval from one question"
 # share of verdicts for neither side that planning assumes
 TIES = 0.3
 FEW_RATERS = 5
@@ -23,6 +26,17 @@ def spread(interval: tuple[float, float]) -> str:
     return f"{100 * interval[0]:.0f}–{100 * interval[1]:.0f}%"
 
 
+def points(value: float) -> str:
+    """A difference of shares for reading, in whole points: +7, −3, 0."""
+    rounded = round(100 * value)
+    return f"{rounded:+d}".replace("-", "−") if rounded else "0"
+
+
+def between(interval: tuple[float, float]) -> str:
+    """An interval of differences of shares for reading: −3 to +12 points."""
+    return f"{points(interval[0])} to {points(interval[1])} points"
+
+
 def headline(compared: Block, other: str) -> list[str]:
     """The sentences to say first about tuned against `other` ("base" or "native"): more severe harm on the tuned side before all else."""
     preference, harm, correctness = compared["preference"], compared["harm"], compared["correctness"]
@@ -34,8 +48,11 @@ def headline(compared: Block, other: str) -> list[str]:
     sentences.insert(0, f"More severe harm on the tuned side: t{severe}") if worse else sentences.append(f"T{severe}")
     if rated := correctness["rated"]:
         counts = f"{correctness['tuned_correct']} of {rated}, {NAMES[other]} in {correctness[f'{other}_correct']} of {rated}"
-        call = _call(correctness["call"], "more often correct")
-        sentences.append(f"Where both could be judged, tuned answers were judged correct in {counts}: {call}.")
+        found = correctness["interval"]
+        over = f"{OVER_BOTH} {between(found)}" if found else NO_INTERVAL
+        call = _call(correctness, "more often correct", "judged on both sides")
+        told = f"{counts} (difference {points(correctness['difference'])}, {over}): {call}"
+        sentences.append(f"Where both could be judged, tuned answers were judged correct in {told}.")
     return sentences
 
 
@@ -47,16 +64,20 @@ def _preferred(found: Block, other: str) -> str:
     if not found["decided"]:
         return f"Raters called no pair for either side: {found['both']} both acceptable, {found['neither']} both bad."
     pairs = "1 decided pair" if found["decided"] == 1 else f"{found['decided']} decided pairs"
-    told = f"Raters preferred the tuned answer in {found['wins']} of {pairs} ({percent(found['share'])}, {spread(found['interval'])})"
+    over = f"{OVER_BOTH} {spread(found['two_way'])}" if found["two_way"] else NO_INTERVAL
+    told = f"Raters preferred the tuned answer in {found['wins']} of {pairs} ({percent(found['share'])}, {over})"
     against = "" if other == "base" else f" against {NAMES[other]}"
-    if found["call"] or not found["noisy"]:
-        return f"{told}{against}: {_call(found['call'], 'preferred')}."
-    over = f" ({spread(found['two_way'])} over both)" if found["two_way"] else ""
-    return f"{told}{against}: {UNCALLED}, because questions and raters vary{over}."
+    return f"{told}{against}: {_call(found, 'preferred', 'decided')}."
 
 
-def _call(call: str, how: str) -> str:
-    return f"a difference, {NAMES[call]} {how}" if call else UNCALLED
+def _call(found: Block, how: str, which: str) -> str:
+    """What is called, or that nothing is; and why not, where a test that takes verdicts as independent would have called it."""
+    if found["call"]:
+        return f"a difference, {NAMES[found['call']]} {how}"
+    if not found["noisy"]:
+        return UNCALLED
+    few = f"only {found['questions']} {'question was' if found['questions'] == 1 else 'questions were'} {which}"
+    return f"{UNCALLED}, because {few if found['questions'] < MIN_QUESTIONS else 'questions and raters vary'}"
 
 
 def cautions(found: Block) -> list[str]:

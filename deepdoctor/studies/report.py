@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepdoctor.studies.exports import Answers, shown
 from deepdoctor.studies.figures import drawings
-from deepdoctor.studies.headline import percent, spread
+from deepdoctor.studies.headline import between, percent, points, spread
 from deepdoctor.studies.study import Study
 
 if TYPE_CHECKING:
@@ -54,7 +54,15 @@ def _environment() -> "Environment":
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"percent": _percent, "spread": _spread, "p": _p, "number": _number, "words": _words}
+    made.filters |= {
+        "percent": _percent,
+        "spread": _spread,
+        "points": points,
+        "between": _between,
+        "p": _p,
+        "number": _number,
+        "words": _words,
+    }
     return made
 
 
@@ -83,6 +91,10 @@ def _percent(share: float | None) -> str:
 
 def _spread(interval: tuple[float, float] | None) -> str:
     return "–" if interval is None else spread(interval)
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else between(interval)
 
 
 def _p(value: float | None) -> str:

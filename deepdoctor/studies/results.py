@@ -17,7 +17,7 @@ from deepdoctor.studies.headline import cautions, headline, power
 from deepdoctor.studies.judged import Judged
 from deepdoctor.studies.measures import measure
 
-SCHEMA = 1
+SCHEMA = 2
 # in order; "unsure" is no level
 CORRECT_LEVELS = {"wrong": 0, "partly": 1, "correct": 2}
 Guesses = Sequence[tuple[str, bool | None]]
@@ -89,7 +89,7 @@ def _by(judged: Sequence[Judged], name: str) -> dict[str, dict[str, Any]]:
     groups = defaultdict(list)
     for each in judged:
         groups[getattr(each, name) or "not given"].append(each)
-    kept = ("verdicts", "wins", "losses", "both", "neither", "decided", "share", "interval")
+    kept = ("verdicts", "wins", "losses", "both", "neither", "decided", "share", "interval", "two_way")
     return {
         group: {key: value for key, value in preferred(members, "base").items() if key in kept}
         | {

@@ -30,8 +30,8 @@ QUESTION_SHARE, RATER_SHARE = 0.15, 0.02
 Interval = tuple[float, float]
 
 
-def wilson(count: int, total: int) -> Interval | None:
-    """The 95% score interval of count/total, None of nothing (Wilson, JASA 1927;22:209-212; statsmodels)."""
+def wilson(count: float, total: float) -> Interval | None:
+    """The 95% score interval of count/total, which need not be whole; None of nothing (Wilson, JASA 1927;22:209-212; statsmodels)."""
     from statsmodels.stats.proportion import proportion_confint
 
     if not total:

@@ -3,7 +3,7 @@
 import pytest
 
 from deepdoctor.studies.contest import compare
-from deepdoctor.studies.headline import headline, power, study_plan
+from deepdoctor.studies.headline import UNCALLED, headline, power, study_plan
 from deepdoctor.studies.judged import Judged
 from tests.studies.panel import verdicts
 
@@ -27,8 +27,10 @@ def panel(wins: int, losses: int, ties: int = 8, severe: tuple[int, int] = (0, 0
 def test_an_undecided_study_says_so_after_more_severe_harm() -> None:
     assert headline(compare(panel(41, 31, severe=(1, 3)), "base"), "base") == [
         "More severe harm on the tuned side: tuned answers were judged severely harmful in 3 of 80, base in 1 of 80.",
-        "Raters preferred the tuned answer in 41 of 72 decided pairs (57%, 45–68%): not enough to call a difference.",
-        "Where both could be judged, tuned answers were judged correct in 80 of 80, base in 80 of 80: not enough to call a difference.",
+        "Raters preferred the tuned answer in 41 of 72 decided pairs (57%, 95% interval over questions and raters 44–69%): "
+        "not enough to call a difference.",
+        "Where both could be judged, tuned answers were judged correct in 80 of 80, base in 80 of 80 (difference 0, 95% interval over "
+        "questions and raters −16 to +16 points): not enough to call a difference.",
     ]
 
 
@@ -48,7 +50,23 @@ def test_a_difference_that_lies_in_one_question_is_not_called() -> None:
     """30 of 40 raters prefer tuned on the one decided question, on all others nobody decides."""
     found = compare(verdicts(["tuned"] * 30 + ["other"] * 10 + ["both"] * 40, raters=40), "base")
     assert found["preference"]["p"] < 0.01
-    assert "not enough to call a difference, because questions and raters vary" in headline(found, "base")[0]
+    assert "not enough to call a difference, because only 1 question was decided" in headline(found, "base")[0]
+
+
+def test_two_questions_call_nothing_however_many_raters_agree() -> None:
+    preference, _, correctness = headline(compare(verdicts(["tuned"] * 20, raters=10, other_correct="wrong"), "base"), "base")
+    assert preference.endswith("questions and raters 34–100%): not enough to call a difference, because only 2 questions were decided.")
+    assert correctness.endswith(": not enough to call a difference, because only 2 questions were judged on both sides.")
+
+
+def test_a_difference_that_six_questions_have_and_two_have_not_is_not_called() -> None:
+    found = compare(verdicts((["tuned"] * 30 + ["other"] * 10) * 2, raters=10, other_correct="wrong", tuned_harm="moderate"), "base")
+    assert found["preference"]["p"] < 0.001
+    told = headline(found, "base")
+    assert told[0].endswith("not enough to call a difference, because questions and raters vary.")
+    assert told[-1].endswith(
+        "(difference +100, 95% interval over questions and raters +54 to +100 points): a difference, tuned more often correct."
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,8 +74,14 @@ def test_a_difference_that_lies_in_one_question_is_not_called() -> None:
     [
         ([], "No verdicts yet."),
         (["both"], "Raters called no pair for either side: 1 both acceptable, 0 both bad."),
-        (["tuned"], "Raters preferred the tuned answer in 1 of 1 decided pair (100%, 21–100%): not enough to call a difference."),
-        (["tuned"] * 2, "Raters preferred the tuned answer in 2 of 2 decided pairs (100%, 34–100%): not enough to call a difference."),
+        (
+            ["tuned"],
+            "Raters preferred the tuned answer in 1 of 1 decided pair (100%, no interval from one question): " + UNCALLED + ".",
+        ),
+        (
+            ["tuned"] * 2,
+            "Raters preferred the tuned answer in 2 of 2 decided pairs (100%, no interval from one question): " + UNCALLED + ".",
+        ),
     ],
 )
 def test_tiny_studies_are_told_honestly(said: list[str], sentence: str) -> None:
