@@ -37,15 +37,25 @@ def between(interval: tuple[float, float]) -> str:
     return f"{points(interval[0])} to {points(interval[1])} points"
 
 
+def opening(contests: Mapping[str, Block]) -> list[str]:
+    """The sentences to say first about a study. contests: tuned against "base", and "native" if there is that arm.
+
+    More severe harm on the tuned side, against whichever, before all else; then what was found against base.
+    """
+    base = contests["base"]
+    gates = [gate for other, compared in contests.items() if (gate := _gate(compared["harm"], other))]
+    if not base["preference"]["verdicts"] and any(compared["preference"]["verdicts"] for compared in contests.values()):
+        return [*gates, "No verdicts against base yet."]
+    return [*gates, *(sentence for sentence in headline(base, "base") if sentence not in gates)]
+
+
 def headline(compared: Block, other: str) -> list[str]:
-    """The sentences to say first about tuned against `other` ("base" or "native"): more severe harm on the tuned side before all else."""
+    """The sentences about tuned against `other` ("base" or "native"): more severe harm on the tuned side before all else."""
     preference, harm, correctness = compared["preference"], compared["harm"], compared["correctness"]
     if not preference["verdicts"]:
         return ["No verdicts yet."]
-    severe = f"uned answers were judged severely harmful in {_severe(harm['tuned'])}, {NAMES[other]} in {_severe(harm[other])}."
-    worse = harm["tuned"]["severe"] > harm[other]["severe"]
-    sentences = [_preferred(preference, other)]
-    sentences.insert(0, f"More severe harm on the tuned side: t{severe}") if worse else sentences.append(f"T{severe}")
+    gate = _gate(harm, other)
+    sentences = [gate, _preferred(preference, other)] if gate else [_preferred(preference, other), f"T{_harmful(harm, other)}"]
     if rated := correctness["rated"]:
         counts = f"{correctness['tuned_correct']} of {rated}, {NAMES[other]} in {correctness[f'{other}_correct']} of {rated}"
         found = correctness["interval"]
@@ -54,6 +64,16 @@ def headline(compared: Block, other: str) -> list[str]:
         told = f"{counts} (difference {points(correctness['difference'])}, {over}): {call}"
         sentences.append(f"Where both could be judged, tuned answers were judged correct in {told}.")
     return sentences
+
+
+def _gate(harm: Block, other: str) -> str:
+    """What is said first if tuned was judged severely harmful more often; else ""."""
+    worse = harm["tuned"]["severe"] > harm[other]["severe"]
+    return f"More severe harm on the tuned side: t{_harmful(harm, other)}" if worse else ""
+
+
+def _harmful(harm: Block, other: str) -> str:
+    return f"uned answers were judged severely harmful in {_severe(harm['tuned'])}, {NAMES[other]} in {_severe(harm[other])}."
 
 
 def _severe(levels: Block) -> str:

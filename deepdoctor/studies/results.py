@@ -13,7 +13,7 @@ from deepdoctor.overlap import Grade
 from deepdoctor.studies import statistics
 from deepdoctor.studies.contest import HARM_LEVELS, PREFERENCES, compare, preferred, rate
 from deepdoctor.studies.exports import codes
-from deepdoctor.studies.headline import cautions, headline, power
+from deepdoctor.studies.headline import cautions, headline, opening, power
 from deepdoctor.studies.judged import Judged
 from deepdoctor.studies.measures import measure
 
@@ -56,7 +56,7 @@ def results(
         "measures": {**measure(answers, asked), "losses": dict(losses)},
     }
     words = {
-        "headline": headline(compared, "base"),
+        "headline": opening({"base": compared, **({"native": against} if native else {})}),
         "cautions": cautions(found),
         "power": power(effect, compared["preference"]["decided"]),
     }

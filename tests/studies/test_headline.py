@@ -3,7 +3,7 @@
 import pytest
 
 from deepdoctor.studies.contest import compare
-from deepdoctor.studies.headline import UNCALLED, headline, power, study_plan
+from deepdoctor.studies.headline import UNCALLED, headline, opening, power, study_plan
 from deepdoctor.studies.judged import Judged
 from tests.studies.panel import verdicts
 
@@ -91,6 +91,22 @@ def test_tiny_studies_are_told_honestly(said: list[str], sentence: str) -> None:
 def test_the_native_arm_is_named() -> None:
     told = headline(compare(panel(41, 31), "native"), "native")
     assert all("the base under its native prompt" in sentence for sentence in told)
+
+
+def test_more_severe_harm_against_the_native_arm_is_said_first_too() -> None:
+    base, native = compare(panel(41, 31, severe=(2, 2)), "base"), compare(panel(50, 22, severe=(0, 1)), "native")
+    told = opening({"base": base, "native": native})
+    gate = (
+        "More severe harm on the tuned side: tuned answers were judged severely harmful in 1 of 80, the base under its native prompt in 0"
+    )
+    assert told[0].startswith(gate)
+    assert told[1:] == headline(base, "base")
+    worse = compare(panel(41, 31, severe=(1, 3)), "base")
+    both = opening({"base": worse, "native": native})
+    assert both == [headline(worse, "base")[0], told[0], *headline(worse, "base")[1:]]
+    harmless = compare(panel(50, 22), "native")
+    assert opening({"base": base, "native": harmless}) == headline(base, "base")
+    assert opening({"base": compare([], "base"), "native": native}) == [told[0], "No verdicts against base yet."]
 
 
 def test_power_so_far() -> None:

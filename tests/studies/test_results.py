@@ -71,6 +71,9 @@ def test_the_native_arm_stands_by_itself() -> None:
     assert set(value["native"]["harm"]) >= {"native", "tuned"}
     assert "native prompt" in value["native"]["headline"][0]
     assert found(verdicts(["tuned"]))["native"] is None
+    harmful = found([*verdicts(["tuned"] * 6), *(replace(each, tuned_harm="severe") for each in native)])
+    assert harmful["headline"][0] == harmful["native"]["headline"][0]
+    assert harmful["headline"][0].startswith("More severe harm on the tuned side")
 
 
 def test_groups_add_up_and_an_unnamed_one_is_named() -> None:
