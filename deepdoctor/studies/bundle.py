@@ -39,7 +39,7 @@ judgments.jsonl     what raters said, as they said it
 verdicts.csv        the same unblinded, one row a verdict (and verdicts.jsonl)
 dpo.jsonl           preference rows for TRL's DPOTrainer (and kto.jsonl); preferences.json counts them and what was left out
 llm_comparator.json the judged pairs for LLM Comparator
-losses.json         held-out losses of the run
+losses.json         held-out losses of the checkpoint, by step
 results.json        every number; report.html the same to read
 versions.json       what computed them
 

@@ -17,7 +17,7 @@ from deepdoctor.studies.study import Study
 from tests.studies.prepared import other, prepared, verdict
 
 NAMES = ("Dr <b>Ada</b> Bold", "Second Rater")
-LOSSES = {"held_out_loss": {"first": 2.0, "last": 1.5}}
+LOSSES = {"held_out_loss": {"first": 2.0, "last": 1.5, "step": 40}}
 EVIL = "=1+1 <script>alert(1)</script> {{ 7 * 7 }}"
 
 
@@ -136,6 +136,7 @@ def test_the_report_begins_with_the_headline_and_runs_nothing(bundle: Path) -> N
         page.text.index(sentence) for sentence in [*found["headline"], *found["cautions"], "Tuned against base", "Question by question"]
     ]
     assert places[: len(found["headline"])] == sorted(places)[: len(found["headline"])]
+    assert "held out loss: 2.000 before training, 1.500 at step 40" in page.text
     assert "None" not in page.text.split("Protocol")[0]
 
 
