@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from deepdoctor.studies import intervals, statistics
-from deepdoctor.studies.judged import Correct, Harm, Judged
+from deepdoctor.studies.judged import Correct, Harm, Judged, Sound
 from deepdoctor.studies.statistics import Interval
 
 SIGNIFICANT = 0.05
@@ -20,6 +20,7 @@ def compare(judged: Sequence[Judged], other: str) -> dict[str, Any]:
         "correctness": correctness(judged, other),
         "harm": _harm(judged, other),
         "adjusted": _adjusted(judged),
+        "soundness": _soundness(judged, other),
         "chips": {
             other: Counter(chip for each in judged for chip in each.other_chips),
             "tuned": Counter(chip for each in judged for chip in each.tuned_chips),
@@ -95,6 +96,12 @@ def _harm(judged: Sequence[Judged], other: str) -> dict[str, Any]:
         ),
         "p": statistics.signed_rank(differences),
     }
+
+
+def _soundness(judged: Sequence[Judged], other: str) -> dict[str, Any]:
+    """What was said of the reasoning after the lock, by those who asked to see it; it calls nothing."""
+    levels = {other: _levels(judged, "other_sound", get_args(Sound)), "tuned": _levels(judged, "tuned_sound", get_args(Sound))}
+    return {"judged": sum(levels["tuned"].values()), **levels}
 
 
 def _levels(judged: Sequence[Judged], field: str, levels: Sequence[str]) -> dict[str, int]:

@@ -28,8 +28,10 @@ from deepdoctor.ui.loaded import Loaded, Recent
 MOST_LISTED = 100
 # what a draft is made from, before the settings of both forms
 DRAFTED = ("dataset", "run", "step", "sources", "file", "specialties", "kinds", "difficulties", "most")
-EXPORTS = ("report.html", "verdicts.csv", "verdicts.jsonl", "dpo.jsonl", "kto.jsonl", "llm_comparator.json")
-EXPORTED = '<p class="dd-muted">Report, verdicts as CSV and JSONL, rows for TRL, LLM Comparator, and one bundle of all.</p>'
+EXPORTS = ("report.html", "verdicts.csv", "verdicts.jsonl", "raters.csv", "dpo.jsonl", "kto.jsonl", "llm_comparator.json")
+EXPORTED = (
+    '<p class="dd-muted">Report, verdicts as CSV and JSONL, how far raters came, rows for TRL, LLM Comparator, and one bundle of all.</p>'
+)
 SEE = "see studies"
 RATERS_MAY = "Raters need no access here: the link that they were sent is enough."
 NOTHING_SEEN: tuple[Any, ...] = ()
