@@ -32,6 +32,11 @@ def points(value: float) -> str:
     return f"{rounded:+d}".replace("-", "−") if rounded else "0"
 
 
+def signed(value: float) -> str:
+    """A difference of levels for reading: +0.25, −0.10, 0.00."""
+    return "0.00" if abs(value) < 0.005 else f"{value:+.2f}".replace("-", "−")
+
+
 def between(interval: tuple[float, float]) -> str:
     """An interval of differences of shares for reading: −3 to +12 points."""
     return f"{points(interval[0])} to {points(interval[1])} points"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from deepdoctor.studies.exports import Answers, shown
 from deepdoctor.studies.figures import drawings
-from deepdoctor.studies.headline import between, percent, points, spread
+from deepdoctor.studies.headline import between, percent, points, signed, spread
+from deepdoctor.studies.intervals import MIN_QUESTIONS
 from deepdoctor.studies.study import Study
 
 if TYPE_CHECKING:
@@ -59,10 +60,13 @@ def _environment() -> "Environment":
         "spread": _spread,
         "points": points,
         "between": _between,
+        "signed": signed,
+        "signed_spread": _signed_spread,
         "p": _p,
         "number": _number,
         "words": _words,
     }
+    made.globals["fewest"] = MIN_QUESTIONS
     return made
 
 
@@ -95,6 +99,10 @@ def _spread(interval: tuple[float, float] | None) -> str:
 
 def _between(interval: tuple[float, float] | None) -> str:
     return "–" if interval is None else between(interval)
+
+
+def _signed_spread(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else f"{signed(interval[0])} to {signed(interval[1])}"
 
 
 def _p(value: float | None) -> str:

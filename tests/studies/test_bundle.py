@@ -12,7 +12,7 @@ import pytest
 from deepdoctor.cli import main
 from deepdoctor.errors import StudyError
 from deepdoctor.studies.bundle import recompute, write_bundle
-from deepdoctor.studies.headline import spread
+from deepdoctor.studies.headline import signed, spread
 from deepdoctor.studies.judgments import Judgments, Row
 from deepdoctor.studies.study import Study
 from tests.studies.prepared import other, prepared, verdict
@@ -162,6 +162,10 @@ def test_the_report_begins_with_the_headline_and_runs_nothing(bundle: Path) -> N
     assert all(value for name, value in page.attributes if name == "alt")
     assert EVIL in page.text
     assert "Soundness of the reasoning, asked after the lock of whoever wished to see it" in page.text
+    assert "mean difference of levels (0 to 2, tuned minus base) " in page.text
+    interval = " to ".join(signed(end) for end in found["harm"]["interval"])
+    assert f"(95% over questions and raters {interval}), p (signed rank)*" in page.text
+    assert page.text.count("* This p treats verdicts as independent") == 2, "once for each other side"
     assert "How far raters came: 3 joined, 2 judged" in page.text
     assert page.text.count("(again") == found["counts"]["repeats"] == 4
     assert "reasoning flawed" in page.text
@@ -259,7 +263,11 @@ def test_the_command_line_reports(bundle: Path, tmp_path: Path, capsys: pytest.C
     assert told.startswith(value["results"]["headline"][0])
     assert told.rstrip().endswith("The stored numbers equal those computed again from the bundle's verdicts.")
     other_numbers = changed(bundle, tmp_path / "b.zip", put("results.json", b'{"schema": 1}'))
-    assert main(["study", "report", str(other_numbers)]) == 0
-    assert "are not those computed" in capsys.readouterr().out
+    assert main(["study", "report", str(other_numbers)]) == 1
+    told = capsys.readouterr().out
+    assert "are not those computed" in told
+    assert "  schema: 1, computed 2" in told
+    assert main(["study", "report", str(other_numbers), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["equal"] is False
     assert main(["study", "report", str(tmp_path / "none.zip")]) == 2
     assert "There is no file" in capsys.readouterr().err
