@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from deepdoctor.studies.intervals import MIN_QUESTIONS
+from deepdoctor.studies.intervals import FEW_QUESTIONS, MIN_QUESTIONS
 from deepdoctor.studies.statistics import POWER, detectable, questions_needed, votes_needed
 
 Block = Mapping[str, Any]
@@ -156,7 +156,7 @@ def study_plan(effect: float, raters: int, ties: float = TIES) -> dict[str, Any]
     votes: decided verdicts if they were independent. questions: how many each rater should judge, verdicts: the same for all raters; both
     None if no number is enough, because raters differ.
     """
-    votes, questions = votes_needed(effect), questions_needed(effect, raters, ties)
+    votes, questions = votes_needed(effect), _questions(effect, raters, ties)
     sentence = f"To tell {percent(effect)} from a half with {percent(POWER)} power takes {votes} decided verdicts, were they independent. "
     crowd = "one rater" if raters == 1 else f"{raters} raters who differ as raters do"
     if questions:
@@ -178,7 +178,13 @@ def study_plan(effect: float, raters: int, ties: float = TIES) -> dict[str, Any]
     }
 
 
+def _questions(effect: float, raters: int, ties: float) -> int | None:
+    """questions_needed, but never so few that their interval is not trusted."""
+    found = questions_needed(effect, raters, ties)
+    return found and max(found, FEW_QUESTIONS)
+
+
 def _enough(effect: float, raters: int, ties: float) -> tuple[int, int]:
     """The next number of raters with which some number of questions is enough, and that number."""
     steps: Iterable[int] = (*range(raters + 1, 50), *range(50, 1000, 10), *range(1000, 100_000, 1000))
-    return next((more, each) for more in steps if (each := questions_needed(effect, more, ties)))
+    return next((more, each) for more in steps if (each := _questions(effect, more, ties)))

@@ -122,4 +122,6 @@ def test_a_plan_says_what_it_takes() -> None:
     few = study_plan(0.65, 3)
     assert (few["questions"], few["verdicts"]) == (None, None)
     assert "no number of questions is sure to be enough; 4 raters need about 73 questions each" in few["sentence"]
+    crowd = study_plan(0.9, 10)
+    assert (crowd["questions"], crowd["verdicts"]) == (12, 120), "with fewer, raters who agree would not be believed"
     assert "one rater's taste" in study_plan(0.65, 1)["sentence"]
