@@ -81,6 +81,7 @@ def _counts(judged: Sequence[Judged], questions: Sequence[Mapping[str, Any]]) ->
     return {
         "verdicts": sum(not each.repeat_of for each in judged),
         "repeats": sum(bool(each.repeat_of) for each in judged),
+        "reference_read": sum(each.reference_read for each in judged if not each.repeat_of),
         "raters": len({each.rater for each in judged}),
         "questions": len(questions),
         "judged_questions": len({each.question for each in judged}),

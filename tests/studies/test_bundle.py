@@ -169,6 +169,7 @@ def test_the_report_begins_with_the_headline_and_runs_nothing(bundle: Path) -> N
     assert "How far raters came: 3 joined, 2 judged" in page.text
     assert page.text.count("(again") == found["counts"]["repeats"] == 4
     assert "reasoning flawed" in page.text
+    assert f"{found['counts']['reference_read']} first verdicts were given after" in page.text
     assert {name: values["verdicts"] for name, values in found["by"]["seen"].items()} == {"near-seen": 4, "seen": 2, "unseen": 18}
     for group, label in (("specialty", "By specialty"), ("seen", "By how well training knew the question")):
         for name, values in found["by"][group].items():

@@ -67,6 +67,9 @@ def test_a_pair_shown_again_counts_once_and_tells_consistency() -> None:
     assert value["preference"]["wins"] == 2
     assert {name: value["repeats"][name] for name in ("pairs", "same", "opposite")} == {"pairs": 3, "same": 1, "opposite": 1}
     assert (value["repeats"]["reference_read"], value["repeats"]["same_reference_read"]) == (1, 0)
+    assert value["counts"]["reference_read"] == 0, "of first verdicts none"
+    informed = found([replace(first[0], reference_read=True), *first[1:]])
+    assert informed["counts"]["reference_read"] == 1
     shown = [verdict for pair in value["questions"] for verdict in pair["verdicts"]]
     assert [verdict["again"] for verdict in shown] == [False, False, True, True, False, False, True, True]
     assert [pair["disagree"] for pair in value["questions"]] == [["preference"], []], "the second presentation contradicts nobody"
