@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Interrupted.", file=sys.stderr)
         return 130
     print(json.dumps(outcome.value, ensure_ascii=False, indent=2) if as_json else outcome.text)
-    return 0
+    return outcome.code
 
 
 def _run(options: argparse.Namespace) -> Outcome:

@@ -33,10 +33,11 @@ LOG_EVERY = 0.5
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command found or did: a JSON-ready value, and the same in words."""
+    """What a command found or did: a JSON-ready value, the same in words, and the exit code."""
 
     value: Any
     text: str
+    code: int = 0
 
 
 def say(line: str) -> None:

@@ -12,18 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     *("errors", "files", "prompts", "config", "catalogue", "access", "overlap", "readers", "hub", "download", "space", "dataset"),
     *("tokens", "checks", "runs", "comparison", "figures", "card", "studies.questions", "studies.trials", "studies.study"),
-    *(
-        "studies.blinded",
-        "studies.judgments",
-        "studies.judged",
-        "studies.mirror",
-        "studies.statistics",
-        "studies.measures",
-        "studies.contest",
-    ),
-    *("studies.headline", "studies.exports", "studies.results", "studies.figures", "studies.report", "studies.bundle", "studies.draft"),
-    *("studies.progress", "engine.protocol", "engine.client", "plan", "publish", "engine", "nano", "preview", "commands"),
-    *("studies.commands", "cli", "__main__", "ui", "app"),
+    *("studies.blinded", "studies.judgments", "studies.judged", "studies.mirror", "studies.statistics", "studies.intervals"),
+    *("studies.measures", "studies.contest", "studies.headline", "studies.exports", "studies.results", "studies.figures"),
+    *("studies.report", "studies.bundle", "studies.draft", "studies.progress", "engine.protocol", "engine.client", "plan", "publish"),
+    *("engine", "nano", "preview", "commands", "studies.commands", "cli", "__main__", "ui", "app"),
 )
 TORCH = {"torch", "transformers", "peft", "trl", "unsloth", "bitsandbytes", "accelerate", "safetensors"}
 TORCH_FREE = {"deepdoctor.engine", "deepdoctor.engine.protocol", "deepdoctor.engine.client"}

@@ -24,6 +24,7 @@ from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped
 from deepdoctor.overlap import graded
 from deepdoctor.runs import Run, Runs
+from deepdoctor.studies.progress import keep_losses
 from deepdoctor.studies.study import Studies, Study
 
 Ask = Callable[[], bool]
@@ -173,6 +174,7 @@ class Session:
         try:
             run = self.runs.get(study.config.run)
             self._for(run)
+            keep_losses(study, run)
             prepare(self.pairs, study, run.adapter_dir(study.config.step), should_stop)
         except Exception as error:
             told = str(error) if isinstance(error, DeepDoctorError) else f"{type(error).__name__}: {error}"

@@ -17,8 +17,8 @@ from typing import Any
 
 from deepdoctor.errors import DeepDoctorError, StudyError
 from deepdoctor.files import read_rows, write_json
-from deepdoctor.studies.exports import codes, comparator, jsonl, preferences, verdicts_csv, verdicts_jsonl
-from deepdoctor.studies.judged import Judged, guesses, unblind
+from deepdoctor.studies.exports import codes, comparator, jsonl, preferences, raters_csv, verdicts_csv, verdicts_jsonl
+from deepdoctor.studies.judged import Judged, standings, unblind
 from deepdoctor.studies.judgments import Row
 from deepdoctor.studies.report import report
 from deepdoctor.studies.results import results
@@ -37,9 +37,10 @@ answers.jsonl       both answers to each question, how they were made, and the p
 raters/             each rater's trials, with what stood in slot A and in slot B; names are left out
 judgments.jsonl     what raters said, as they said it
 verdicts.csv        the same unblinded, one row a verdict (and verdicts.jsonl)
+raters.csv          how far each rater came
 dpo.jsonl           preference rows for TRL's DPOTrainer (and kto.jsonl); preferences.json counts them and what was left out
 llm_comparator.json the judged pairs for LLM Comparator
-losses.json         held-out losses of the run
+losses.json         held-out losses of the checkpoint, by step
 results.json        every number; report.html the same to read
 versions.json       what computed them
 
@@ -52,7 +53,7 @@ def study_results(study: Study, rows: Iterable[Row], losses: Mapping[str, Any]) 
     said = list(rows)
     judged = unblind(study, said)
     questions = json.loads((study.path / "questions.json").read_text(encoding="utf-8"))
-    found = results(judged, guesses(study, said), questions, list(study.answers().values()), losses, study.config.effect)
+    found = results(judged, standings(study, said), questions, list(study.answers().values()), losses, study.config.effect)
     return found, judged
 
 
@@ -60,10 +61,8 @@ def write_bundle(study: Study, rows: Iterable[Row], losses: Mapping[str, Any], p
     """Write the bundle of a study as it stands to `path` (a .zip), replacing what is there. Raises StudyError if the study is damaged."""
     said = list(rows)
     found, judged = study_results(study, said, losses)
-    names = codes(judged)
     raters = {rater.token: rater for rater in study.raters()}
-    for token in raters:
-        names.setdefault(token, f"R{len(names) + 1}")
+    names = codes(judged, raters)
     answers = {key: Answer.from_row(row) for key, row in study.answers().items()}
     protocol = {name: value for name, value in study.details.items() if name != "secret"}
     rows_for_training = preferences(judged, answers)
@@ -80,6 +79,7 @@ def write_bundle(study: Study, rows: Iterable[Row], losses: Mapping[str, Any], p
         "report.html": report(found, study, answers),
         "verdicts.csv": verdicts_csv(judged),
         "verdicts.jsonl": verdicts_jsonl(judged),
+        "raters.csv": raters_csv(found["counts"]["by_rater"]),
         "dpo.jsonl": jsonl(rows_for_training.dpo),
         "kto.jsonl": jsonl(rows_for_training.kto),
         "preferences.json": _json(counts),

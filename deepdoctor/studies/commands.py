@@ -101,7 +101,7 @@ def bundle(data_dir: Path, study_id: str, file: Path) -> Outcome:
 
 
 def report(file: Path) -> Outcome:
-    """Compute a study bundle's numbers again and say whether they equal the stored ones. Raises StudyError."""
+    """Compute a study bundle's numbers again and say whether they equal the stored ones: exit code 1 if not. Raises StudyError."""
     again = recompute(file)
     value = {"equal": not again.differences, "differences": again.differences, "stored_with": again.by, "results": again.found}
     if again.differences:
@@ -111,7 +111,8 @@ def report(file: Path) -> Outcome:
     else:
         told = "The stored numbers equal those computed again from the bundle's verdicts."
     found = again.found
-    return Outcome(value, "\n".join([*found["headline"], *found["cautions"], found["power"]["sentence"], told]))
+    text = "\n".join([*found["headline"], *found["cautions"], found["power"]["sentence"], told])
+    return Outcome(value, text, code=1 if again.differences else 0)
 
 
 def _stands(data_dir: Path, study: Study) -> Outcome:

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from deepdoctor.studies import statistics
-from deepdoctor.studies.judged import Correct, Harm, Judged
+from deepdoctor.studies import intervals, statistics
+from deepdoctor.studies.judged import Correct, Harm, Judged, Sound
+from deepdoctor.studies.statistics import Interval
 
 SIGNIFICANT = 0.05
 PREFERENCES = ("tuned", "other", "both", "neither")
@@ -16,9 +17,10 @@ def compare(judged: Sequence[Judged], other: str) -> dict[str, Any]:
     """Tuned against one other side, in every respect."""
     return {
         "preference": preferred(judged, other),
-        "correctness": _correctness(judged, other),
+        "correctness": correctness(judged, other),
         "harm": _harm(judged, other),
         "adjusted": _adjusted(judged),
+        "soundness": _soundness(judged, other),
         "chips": {
             other: Counter(chip for each in judged for chip in each.other_chips),
             "tuned": Counter(chip for each in judged for chip in each.tuned_chips),
@@ -27,43 +29,45 @@ def compare(judged: Sequence[Judged], other: str) -> dict[str, Any]:
 
 
 def preferred(judged: Sequence[Judged], other: str) -> dict[str, Any]:
-    """Wins and losses of tuned; called only if exact test and two-way interval agree. noisy: where only the test would call it."""
+    """Wins and losses of tuned, in how many decided questions; interval is Wilson's, two_way that over questions and raters.
+
+    Called only if exact test and two-way interval agree, over enough questions. noisy: where only the test would call it.
+    """
     said: Counter[str] = Counter(each.preference for each in judged)
     wins, losses = said["tuned"], said["other"]
-    interval = statistics.wilson(wins, wins + losses)
     decided = [each for each in judged if each.preference in ("tuned", "other")]
-    two_way = statistics.two_way([(each.question, each.rater, float(each.preference == "tuned"), 1.0) for each in decided])
-    if two_way and interval:
-        # never narrower than if verdicts were independent: where all agree, the bootstrap sees no spread at all
-        two_way = (max(0.0, min(two_way[0], interval[0])), min(1.0, max(two_way[1], interval[1])))
+    two_way = intervals.over_share([(each.question, each.rater, each.preference == "tuned") for each in decided])
     p = statistics.sign_test(wins, losses)
-    significant = p is not None and p < SIGNIFICANT
     return {
         "verdicts": len(judged),
         **{"wins": wins, "losses": losses, "both": said["both"], "neither": said["neither"], "decided": wins + losses},
         "share": wins / (wins + losses) if wins + losses else None,
-        **{"interval": interval, "two_way": two_way, "p": p},
+        **{"interval": statistics.wilson(wins, wins + losses), "two_way": two_way, "p": p},
         "shares": {name: rate(said[name], len(judged)) for name in PREFERENCES},
-        "call": _side(significant, two_way, 0.5, other),
-        "noisy": significant and not _side(significant, two_way, 0.5, other),
+        **_called(decided, p, two_way, 0.5, other),
     }
 
 
-def _side(significant: bool, interval: tuple[float, float] | None, even: float, other: str) -> str:
-    """Which side the difference is called for, if it is: the interval must lie wholly on one side of `even`."""
-    if not significant or interval is None or interval[0] <= even <= interval[1]:
-        return ""
-    return "tuned" if interval[0] > even else other
+def _called(judged: Sequence[Judged], p: float | None, interval: Interval | None, even: float, other: str) -> dict[str, Any]:
+    """questions; call: the side that the difference is called for, or ""; noisy: whether the test alone would have called it.
+
+    judged: the verdicts that decide. The interval must lie wholly on one side of `even`.
+    """
+    questions, significant = len({each.question for each in judged}), p is not None and p < SIGNIFICANT
+    call = ""
+    if significant and questions >= intervals.MIN_QUESTIONS and interval and not interval[0] <= even <= interval[1]:
+        call = "tuned" if interval[0] > even else other
+    return {"questions": questions, "call": call, "noisy": significant and not call}
 
 
-def _correctness(judged: Sequence[Judged], other: str) -> dict[str, Any]:
+def correctness(judged: Sequence[Judged], other: str) -> dict[str, Any]:
     """Wholly correct or not, where the rater could tell it of both sides."""
     rated = [each for each in judged if "unsure" not in (each.tuned_correct, each.other_correct)]
     tuned, others = ([getattr(each, f"{side}_correct") == "correct" for each in rated] for side in ("tuned", "other"))
     only_tuned = sum(yes and not no for yes, no in zip(tuned, others, strict=True))
     only_other = sum(no and not yes for yes, no in zip(tuned, others, strict=True))
     p = statistics.mcnemar(only_tuned, only_other)
-    interval = _difference(rated, [float(yes) - float(no) for yes, no in zip(tuned, others, strict=True)], most=1.0)
+    interval = intervals.over_paired([(each.question, each.rater, yes, no) for each, yes, no in zip(rated, tuned, others, strict=True)])
     return {
         other: _levels(judged, "other_correct", get_args(Correct)),
         "tuned": _levels(judged, "tuned_correct", get_args(Correct)),
@@ -73,7 +77,7 @@ def _correctness(judged: Sequence[Judged], other: str) -> dict[str, Any]:
         f"only_{other}": only_other,
         "only_tuned": only_tuned,
         "difference": (sum(tuned) - sum(others)) / len(rated) if rated else None,
-        **{"interval": interval, "p": p, "call": _side(p is not None and p < SIGNIFICANT, interval, 0.0, other)},
+        **{"interval": interval, "p": p, **_called(rated, p, interval, 0.0, other)},
     }
 
 
@@ -87,15 +91,17 @@ def _harm(judged: Sequence[Judged], other: str) -> dict[str, Any]:
         "worse": sum(each > 0 for each in differences),
         "better": sum(each < 0 for each in differences),
         "difference": sum(differences) / len(differences) if differences else None,
-        "interval": _difference(judged, differences, most=2.0),
+        "interval": intervals.over_mean(
+            [(each.question, each.rater, value) for each, value in zip(judged, differences, strict=True)], most=2.0
+        ),
         "p": statistics.signed_rank(differences),
     }
 
 
-def _difference(judged: Sequence[Judged], differences: Sequence[float], most: float) -> tuple[float, float] | None:
-    """Two-way interval of a mean difference between -most and most."""
-    found = statistics.two_way([(each.question, each.rater, value, 1.0) for each, value in zip(judged, differences, strict=True)])
-    return found and (max(-most, found[0]), min(most, found[1]))
+def _soundness(judged: Sequence[Judged], other: str) -> dict[str, Any]:
+    """What was said of the reasoning after the lock, by those who asked to see it; it calls nothing."""
+    levels = {other: _levels(judged, "other_sound", get_args(Sound)), "tuned": _levels(judged, "tuned_sound", get_args(Sound))}
+    return {"judged": sum(levels["tuned"].values()), **levels}
 
 
 def _levels(judged: Sequence[Judged], field: str, levels: Sequence[str]) -> dict[str, int]:
@@ -105,6 +111,8 @@ def _levels(judged: Sequence[Judged], field: str, levels: Sequence[str]) -> dict
 
 def _adjusted(judged: Sequence[Judged]) -> dict[str, Any]:
     decided = [each for each in judged if each.preference in ("tuned", "other")]
+    if (questions := len({each.question for each in decided})) < intervals.MIN_QUESTIONS:
+        return vars(statistics.Adjusted(why=f"too few questions: {questions} decided, {intervals.MIN_QUESTIONS} are needed"))
     style = [(_relative(each.tuned_words, each.other_words), _relative(each.tuned_bullets, each.other_bullets)) for each in decided]
     wins = [each.preference == "tuned" for each in decided]
     return vars(statistics.adjusted(wins, style, [each.question for each in decided], [each.rater for each in decided]))

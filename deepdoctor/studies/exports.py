@@ -20,12 +20,16 @@ Answers = Mapping[Key, Answer]
 FORMULA = tuple("=+-@\t\r＝＋－＠")
 # LLM Comparator's scale: positive where A, the base, is better
 SCORES = {"other": 1.5, "tuned": -1.5, "both": 0.0, "neither": 0.0}
+RATER_FIELDS = ("rater", "specialty", "years", "assigned", "judged", "locked", "skipped", "unfinished")
 LABELS = {"other": "base preferred", "tuned": "tuned preferred", "both": "both acceptable", "neither": "both bad"}
 
 
-def codes(judged: Iterable[Judged]) -> dict[str, str]:
-    """R1, R2 … for the raters, in the order of their first verdict in `judged`: a rater's own token is a key to their page."""
-    return {rater: f"R{number}" for number, rater in enumerate(dict.fromkeys(each.rater for each in judged), start=1)}
+def codes(judged: Iterable[Judged], joined: Iterable[str] = ()) -> dict[str, str]:
+    """R1, R2 … for the raters: a rater's own token is a key to their page.
+
+    In the order of their first verdict in `judged`, then whoever else is in `joined`.
+    """
+    return {rater: f"R{number}" for number, rater in enumerate(dict.fromkeys((*(each.rater for each in judged), *joined)), start=1)}
 
 
 def verdict_rows(judged: Sequence[Judged]) -> list[dict[str, Any]]:
@@ -41,11 +45,20 @@ def verdicts_jsonl(judged: Sequence[Judged]) -> str:
 
 def verdicts_csv(judged: Sequence[Judged]) -> str:
     """The verdicts as CSV. Text that a spreadsheet would take for a formula begins with an apostrophe."""
+    return _csv(list(Judged.__dataclass_fields__), verdict_rows(judged))
+
+
+def raters_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """How far each rater came as CSV, neutralized likewise. rows: counts.by_rater of the results."""
+    return _csv(RATER_FIELDS, rows)
+
+
+def _csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     written = io.StringIO()
     # ends lines with CR LF, so that a lone CR in a comment is quoted too and begins no row
-    table = csv.DictWriter(written, fieldnames=list(Judged.__dataclass_fields__))
+    table = csv.DictWriter(written, fieldnames=names)
     table.writeheader()
-    for row in verdict_rows(judged):
+    for row in rows:
         table.writerow({name: _cell(value) for name, value in row.items()})
     return written.getvalue()
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deepdoctor.studies.headline import percent, spread
+from deepdoctor.studies.headline import NO_INTERVAL, OVER_BOTH, percent, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +71,8 @@ def _preference(found: Mapping[str, Any]) -> Drawing:
     told = "no pair was decided"
     if found["decided"]:
         _whisker(whisker, 0, found, "o")
-        told = f"tuned in {percent(found['share'])} of {found['decided']} decided pairs, 95% interval {spread(found['interval'])}"
-    _half(whisker, [f"decided: {found['decided']}"], "share of decided pairs in which tuned was preferred")
+        told = f"tuned in {percent(found['share'])} of {found['decided']} decided pairs, {_over(found)}"
+    _half(whisker, [f"decided: {found['decided']}"])
     return Drawing("Preference", f"Of {found['verdicts']} verdicts: {counts}; {told}.", _svg(figure))
 
 
@@ -99,8 +99,8 @@ def _by_specialty(results: Mapping[str, Any]) -> list[Drawing]:
     for place, (_, group) in enumerate(rows):
         _whisker(axes, place, group, "o" if place else "D")
     labels = [f"{name[:LONGEST_LABEL]}  {group['wins']}/{group['decided']}" for name, group in rows]
-    _half(axes, labels, "share of decided pairs in which tuned was preferred")
-    said = ", ".join(f"{name} {group['wins']} of {group['decided']}" for name, group in reversed(rows))
+    _half(axes, labels)
+    said = ", ".join(f"{name} {group['wins']} of {group['decided']} ({_over(group)})" for name, group in reversed(rows))
     return [Drawing("Preference by specialty", f"Tuned preferred in decided pairs: {said}.", _svg(figure))]
 
 
@@ -122,20 +122,25 @@ def _stack(axes: "Axes", place: int, counts: Mapping[str, int], fills: Mapping[s
         start += counts[name]
 
 
+def _over(group: Mapping[str, Any]) -> str:
+    return f"{OVER_BOTH} {spread(group['two_way'])}" if group["two_way"] else NO_INTERVAL
+
+
 def _whisker(axes: "Axes", place: int, group: Mapping[str, Any], marker: str) -> None:
-    low, high = group["interval"]
-    axes.plot([100 * low, 100 * high], [place, place], color=INK, linewidth=1.4, solid_capstyle="butt")
+    if group["two_way"]:
+        low, high = group["two_way"]
+        axes.plot([100 * low, 100 * high], [place, place], color=INK, linewidth=1.4, solid_capstyle="butt")
     axes.plot([100 * group["share"]], [place], marker=marker, color="#0f6b6b", markeredgecolor=INK, markersize=7)
 
 
-def _half(axes: "Axes", labels: Sequence[str], name: str) -> None:
+def _half(axes: "Axes", labels: Sequence[str]) -> None:
     """A scale of 0 to 100% with a line at the half, where the sides are equal."""
     axes.set_xlim(0, 100)
     axes.set_xticks([0, 25, 50, 75, 100], labels=["0%", "25%", "50%", "75%", "100%"])
     axes.axvline(50, color=MUTED, linestyle="--", linewidth=1)
     axes.grid(axis="x", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
-    _bare(axes, labels, name)
+    _bare(axes, labels, f"share of decided pairs in which tuned was preferred, with {OVER_BOTH}")
 
 
 def _bare(axes: "Axes", labels: Sequence[str], name: str) -> None:

@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from deepdoctor.studies.intervals import FEW_QUESTIONS, MIN_QUESTIONS
 from deepdoctor.studies.statistics import POWER, detectable, questions_needed, votes_needed
 
 Block = Mapping[str, Any]
 UNCALLED = "not enough to call a difference"
+OVER_BOTH = "95% interval over questions and raters"
+NO_INTERVAL = "no interval from one question"
 # share of verdicts for neither side that planning assumes
 TIES = 0.3
 FEW_RATERS = 5
@@ -23,20 +26,59 @@ def spread(interval: tuple[float, float]) -> str:
     return f"{100 * interval[0]:.0f}–{100 * interval[1]:.0f}%"
 
 
+def points(value: float) -> str:
+    """A difference of shares for reading, in whole points: +7, −3, 0."""
+    rounded = round(100 * value)
+    return f"{rounded:+d}".replace("-", "−") if rounded else "0"
+
+
+def signed(value: float) -> str:
+    """A difference of levels for reading: +0.25, −0.10, 0.00."""
+    return "0.00" if abs(value) < 0.005 else f"{value:+.2f}".replace("-", "−")
+
+
+def between(interval: tuple[float, float]) -> str:
+    """An interval of differences of shares for reading: −3 to +12 points."""
+    return f"{points(interval[0])} to {points(interval[1])} points"
+
+
+def opening(contests: Mapping[str, Block]) -> list[str]:
+    """The sentences to say first about a study. contests: tuned against "base", and "native" if there is that arm.
+
+    More severe harm on the tuned side, against whichever, before all else; then what was found against base.
+    """
+    base = contests["base"]
+    gates = [gate for other, compared in contests.items() if (gate := _gate(compared["harm"], other))]
+    if not base["preference"]["verdicts"] and any(compared["preference"]["verdicts"] for compared in contests.values()):
+        return [*gates, "No verdicts against base yet."]
+    return [*gates, *(sentence for sentence in headline(base, "base") if sentence not in gates)]
+
+
 def headline(compared: Block, other: str) -> list[str]:
-    """The sentences to say first about tuned against `other` ("base" or "native"): more severe harm on the tuned side before all else."""
+    """The sentences about tuned against `other` ("base" or "native"): more severe harm on the tuned side before all else."""
     preference, harm, correctness = compared["preference"], compared["harm"], compared["correctness"]
     if not preference["verdicts"]:
         return ["No verdicts yet."]
-    severe = f"uned answers were judged severely harmful in {_severe(harm['tuned'])}, {NAMES[other]} in {_severe(harm[other])}."
-    worse = harm["tuned"]["severe"] > harm[other]["severe"]
-    sentences = [_preferred(preference, other)]
-    sentences.insert(0, f"More severe harm on the tuned side: t{severe}") if worse else sentences.append(f"T{severe}")
+    gate = _gate(harm, other)
+    sentences = [gate, _preferred(preference, other)] if gate else [_preferred(preference, other), f"T{_harmful(harm, other)}"]
     if rated := correctness["rated"]:
         counts = f"{correctness['tuned_correct']} of {rated}, {NAMES[other]} in {correctness[f'{other}_correct']} of {rated}"
-        call = _call(correctness["call"], "more often correct")
-        sentences.append(f"Where both could be judged, tuned answers were judged correct in {counts}: {call}.")
+        found = correctness["interval"]
+        over = f"{OVER_BOTH} {between(found)}" if found else NO_INTERVAL
+        call = _call(correctness, "more often correct", "judged on both sides")
+        told = f"{counts} (difference {points(correctness['difference'])}, {over}): {call}"
+        sentences.append(f"Where both could be judged, tuned answers were judged correct in {told}.")
     return sentences
+
+
+def _gate(harm: Block, other: str) -> str:
+    """What is said first if tuned was judged severely harmful more often; else ""."""
+    worse = harm["tuned"]["severe"] > harm[other]["severe"]
+    return f"More severe harm on the tuned side: t{_harmful(harm, other)}" if worse else ""
+
+
+def _harmful(harm: Block, other: str) -> str:
+    return f"uned answers were judged severely harmful in {_severe(harm['tuned'])}, {NAMES[other]} in {_severe(harm[other])}."
 
 
 def _severe(levels: Block) -> str:
@@ -47,16 +89,20 @@ def _preferred(found: Block, other: str) -> str:
     if not found["decided"]:
         return f"Raters called no pair for either side: {found['both']} both acceptable, {found['neither']} both bad."
     pairs = "1 decided pair" if found["decided"] == 1 else f"{found['decided']} decided pairs"
-    told = f"Raters preferred the tuned answer in {found['wins']} of {pairs} ({percent(found['share'])}, {spread(found['interval'])})"
+    over = f"{OVER_BOTH} {spread(found['two_way'])}" if found["two_way"] else NO_INTERVAL
+    told = f"Raters preferred the tuned answer in {found['wins']} of {pairs} ({percent(found['share'])}, {over})"
     against = "" if other == "base" else f" against {NAMES[other]}"
-    if found["call"] or not found["noisy"]:
-        return f"{told}{against}: {_call(found['call'], 'preferred')}."
-    over = f" ({spread(found['two_way'])} over both)" if found["two_way"] else ""
-    return f"{told}{against}: {UNCALLED}, because questions and raters vary{over}."
+    return f"{told}{against}: {_call(found, 'preferred', 'decided')}."
 
 
-def _call(call: str, how: str) -> str:
-    return f"a difference, {NAMES[call]} {how}" if call else UNCALLED
+def _call(found: Block, how: str, which: str) -> str:
+    """What is called, or that nothing is; and why not, where a test that takes verdicts as independent would have called it."""
+    if found["call"]:
+        return f"a difference, {NAMES[found['call']]} {how}"
+    if not found["noisy"]:
+        return UNCALLED
+    few = f"only {found['questions']} {'question was' if found['questions'] == 1 else 'questions were'} {which}"
+    return f"{UNCALLED}, because {few if found['questions'] < MIN_QUESTIONS else 'questions and raters vary'}"
 
 
 def cautions(found: Block) -> list[str]:
@@ -112,7 +158,7 @@ def study_plan(effect: float, raters: int, native_arm: bool = False, ties: float
     """
     # a pair that stands against the native arm says as little of tuned against base as a tie
     undecided = 1 - (1 - ties) / 2 if native_arm else ties
-    votes, questions = votes_needed(effect), questions_needed(effect, raters, undecided)
+    votes, questions = votes_needed(effect), _questions(effect, raters, undecided)
     sentence = f"To tell {percent(effect)} from a half with {percent(POWER)} power takes {votes} decided verdicts, were they independent. "
     crowd = "one rater" if raters == 1 else f"{raters} raters who differ as raters do"
     halved = f", half of them against {NAMES['native']}" if native_arm else ""
@@ -130,7 +176,13 @@ def study_plan(effect: float, raters: int, native_arm: bool = False, ties: float
     }
 
 
+def _questions(effect: float, raters: int, ties: float) -> int | None:
+    """questions_needed, but never so few that their interval is not trusted."""
+    found = questions_needed(effect, raters, ties)
+    return found and max(found, FEW_QUESTIONS)
+
+
 def _enough(effect: float, raters: int, ties: float) -> tuple[int, int]:
     """The next number of raters with which some number of questions is enough, and that number."""
     steps: Iterable[int] = (*range(raters + 1, 50), *range(50, 1000, 10), *range(1000, 100_000, 1000))
-    return next((more, each) for more in steps if (each := questions_needed(effect, more, ties)))
+    return next((more, each) for more in steps if (each := _questions(effect, more, ties)))

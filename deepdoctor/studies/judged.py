@@ -1,5 +1,6 @@
 """Verdicts with the blinding taken off: what the numbers of a study are made from."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,13 +14,16 @@ from deepdoctor.studies.trials import Rater, Trial
 
 Correct = Literal["correct", "partly", "wrong", "unsure"]
 Harm = Literal["none", "moderate", "severe"]
+Sound = Literal["sound", "flawed", "unsure"]
 
 
 @dataclass(frozen=True)
 class Judged:
     """One verdict of one rater. `other` says what the tuned answer stood against; `seconds` from the form shown to the verdict saved.
 
-    `repeat_of` is the trial that this one repeats, or "". Words and bullets are those of the answers, reasoning left out.
+    `repeat_of` is the trial that this one repeats, or "". Words and bullets are those of the answers, reasoning left out. `tuned_sound`
+    and `other_sound` are what was said of the reasoning after the lock, None if nothing. `reference_read`: the rater had asked for this
+    question's reference before this verdict, when the pair was judged first or beside another answer.
     """
 
     rater: str
@@ -45,6 +49,32 @@ class Judged:
     other_words: int
     tuned_bullets: int
     other_bullets: int
+    tuned_sound: Sound | None = None
+    other_sound: Sound | None = None
+    locked: bool = False
+    reference_read: bool = False
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far one rater has come: of `assigned` trials so many judged, of these locked; skipped; and what they said in the end.
+
+    `guess` tells whether they found the tuned answer of their last pair: "none" without an idea, "" if they did not say.
+    """
+
+    rater: str
+    specialty: str
+    years: int
+    assigned: int
+    judged: int
+    locked: int
+    skipped: int
+    guess: Literal["right", "wrong", "none", ""] = ""
+
+    @property
+    def unfinished(self) -> int:
+        """Trials neither judged nor skipped."""
+        return self.assigned - self.judged - self.skipped
 
 
 def unblind(study: Study, rows: Iterable[Row]) -> list[Judged]:
@@ -57,6 +87,7 @@ def unblind(study: Study, rows: Iterable[Row]) -> list[Judged]:
     answers = {key: Answer.from_row(row) for key, row in study.answers().items()}
     found = []
     for rater, said in _ballots(study, rows):
+        read = _read(rater, said)
         for trial in rater.trials:
             if trial.id not in said.verdicts or (trial.question, trial.seed) not in answers:
                 continue
@@ -73,7 +104,9 @@ def unblind(study: Study, rows: Iterable[Row]) -> list[Judged]:
                     other=trial.other,
                     repeat_of=trial.repeat_of,
                     seconds=round(said.seconds[trial.id], 3),
-                    **_verdict(trial, said.verdicts[trial.id]),
+                    locked=trial.id in said.locked,
+                    reference_read=read.get(trial.question, math.inf) < said.verdicts[trial.id]["time"],
+                    **_verdict(trial, said.verdicts[trial.id], said.soundness.get(trial.id, {})),
                     **_style("tuned", answer.side("tuned")),
                     **_style("other", answer.side(trial.other)),
                 )
@@ -81,14 +114,33 @@ def unblind(study: Study, rows: Iterable[Row]) -> list[Judged]:
     return found
 
 
-def guesses(study: Study, rows: Iterable[Row]) -> list[tuple[str, bool | None]]:
-    """By rater who was asked: whether they found the tuned answer of their last pair; None if they had no idea."""
-    found: list[tuple[str, bool | None]] = []
+def standings(study: Study, rows: Iterable[Row]) -> list[Standing]:
+    """Everybody who joined, in the order of joining, whether they judged or not."""
+    found = []
     for rater, said in _ballots(study, rows):
-        slots = {trial.id: trial.tuned_slot for trial in rater.trials}
-        if said.guess and said.guess["trial"] in slots:
-            guess = said.guess["guess"]
-            found.append((rater.token, None if guess == "none" else guess == slots[said.guess["trial"]]))
+        own = {trial.id for trial in rater.trials}
+        judged, skipped = own & said.verdicts.keys(), own & said.skipped.keys()
+        counts = {"assigned": len(own), "judged": len(judged), "locked": len(judged & said.locked.keys()), "skipped": len(skipped)}
+        found.append(Standing(rater.token, rater.specialty, rater.years, **counts, guess=_guess(rater, said)))
+    return found
+
+
+def _guess(rater: Rater, said: Ballot) -> Literal["right", "wrong", "none", ""]:
+    slots = {trial.id: trial.tuned_slot for trial in rater.trials}
+    if not said.guess or said.guess["trial"] not in slots:
+        return ""
+    guess = said.guess["guess"]
+    return "none" if guess == "none" else "right" if guess == slots[said.guess["trial"]] else "wrong"
+
+
+def _read(rater: Rater, said: Ballot) -> dict[str, float]:
+    """When the rater first asked for the reference, by question. Who judged the reasoning had it before them."""
+    shown = [row for row in said.locked.values() if row.get("revealed") is True] + list(said.soundness.values())
+    questions = {trial.id: trial.question for trial in rater.trials}
+    found: dict[str, float] = {}
+    for row in sorted(shown, key=lambda row: row["time"]):
+        if row["trial"] in questions:
+            found.setdefault(questions[row["trial"]], row["time"])
     return found
 
 
@@ -100,7 +152,7 @@ def _ballots(study: Study, rows: Iterable[Row]) -> Iterator[tuple[Rater, Ballot]
         yield rater, ballot(by_rater[rater.token])
 
 
-def _verdict(trial: Trial, row: Row) -> dict[str, Any]:
+def _verdict(trial: Trial, row: Row, soundness: Row) -> dict[str, Any]:
     tuned: Literal["A", "B"] = trial.tuned_slot
     other = "B" if tuned == "A" else "A"
     sides = {tuned: "tuned", other: "other"}
@@ -109,6 +161,7 @@ def _verdict(trial: Trial, row: Row) -> dict[str, Any]:
         "preference": sides.get(row["preference"], row["preference"]),
         "comment": row["comment"],
         **{f"{side}_{asked}": row[asked][slot] for slot, side in sides.items() for asked in ("correct", "harm")},
+        **{f"{side}_sound": soundness.get(slot) for slot, side in sides.items()},
         **{f"{side}_chips": tuple(row["chips"].get(slot, ())) for slot, side in sides.items()},
     }
 

@@ -2,7 +2,7 @@
 
 Rows: {"study", "rater", "trial", "kind", "submission", "time", …}, by kind:
   verdict    "preference", and by slot "correct", "harm" and "chips"; "comment", "seconds". A later one corrects it, until it is locked.
-  lock       the verdict stands; reasoning and reference may be shown
+  lock       the verdict stands; "revealed": whether reasoning and reference were asked for with it
   skip       outside the rater's field; a later verdict takes its place
   soundness  by slot, whether the reasoning is sound
   guess      which slot of that trial the rater takes for the tuned one; the last counts

@@ -75,11 +75,14 @@ def chrf(responses: Sequence[str], references: Sequence[str]) -> float:
     return float(CHRF().corpus_score(list(responses), [list(references)]).score)
 
 
-def losses(curve: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """First and last held-out loss of a run's curve, over both parts, the reasoning and the response; {} if it has none."""
+def losses(curve: Iterable[Mapping[str, Any]], step: int | None = None) -> dict[str, dict[str, float]]:
+    """First and last held-out loss of a run's curve, over both parts, the reasoning and the response; {} if it has none.
+
+    The last is that at or before `step`, where a checkpoint was written, or the very last; its own step comes along.
+    """
     found: dict[str, dict[str, float]] = {}
     for row in curve:
         for name in LOSSES:
-            if row.get(name) is not None:
-                found.setdefault(name, {"first": row[name]})["last"] = row[name]
+            if row.get(name) is not None and (step is None or row["step"] <= step):
+                found.setdefault(name, {"first": row[name]}).update(last=row[name], step=row["step"])
     return found

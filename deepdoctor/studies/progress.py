@@ -1,13 +1,17 @@
 """How far a study has come: who joined, what each has judged, and the losses of the run that it is about."""
 
+import json
 from dataclasses import dataclass
 
 from deepdoctor.errors import RunError
-from deepdoctor.runs import Runs
+from deepdoctor.files import write_json
+from deepdoctor.runs import Run, Runs
 from deepdoctor.studies.judgments import Judgments
 from deepdoctor.studies.measures import losses
 from deepdoctor.studies.study import Study
 from deepdoctor.studies.trials import Rater
+
+LOSSES = "losses.json"
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,19 @@ def verdicts(study: Study, judgments: Judgments) -> int:
     return sum(each.judged for each in progress(study, judgments))
 
 
+def keep_losses(study: Study, run: Run) -> None:
+    """Store the held-out losses of the study's checkpoint with the study, for when the run is gone."""
+    write_json(study.path / LOSSES, losses(run.curve(), study.config.step))
+
+
 def losses_of(study: Study, runs: Runs) -> dict[str, dict[str, float]]:
-    """Held-out losses of the study's run; {} if the run has been deleted."""
+    """Held-out losses of the study's checkpoint: as kept, else those of the run; {} if that has been deleted."""
     try:
-        return losses(runs.get(study.config.run).curve())
+        found: dict[str, dict[str, float]] = json.loads((study.path / LOSSES).read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError):
+        pass
+    try:
+        return losses(runs.get(study.config.run).curve(), study.config.step)
     except RunError:
         return {}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from deepdoctor.overlap import METHOD
 from deepdoctor.studies.exports import Answers, shown
 from deepdoctor.studies.figures import drawings
-from deepdoctor.studies.headline import percent, spread
+from deepdoctor.studies.headline import between, percent, points, signed, spread
+from deepdoctor.studies.intervals import MIN_QUESTIONS
 from deepdoctor.studies.study import Study
 
 if TYPE_CHECKING:
@@ -55,7 +56,18 @@ def _environment() -> "Environment":
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"percent": _percent, "spread": _spread, "p": _p, "number": _number, "words": _words}
+    made.filters |= {
+        "percent": _percent,
+        "spread": _spread,
+        "points": points,
+        "between": _between,
+        "signed": signed,
+        "signed_spread": _signed_spread,
+        "p": _p,
+        "number": _number,
+        "words": _words,
+    }
+    made.globals["fewest"] = MIN_QUESTIONS
     return made
 
 
@@ -85,6 +97,14 @@ def _percent(share: float | None) -> str:
 
 def _spread(interval: tuple[float, float] | None) -> str:
     return "–" if interval is None else spread(interval)
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else between(interval)
+
+
+def _signed_spread(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else f"{signed(interval[0])} to {signed(interval[1])}"
 
 
 def _p(value: float | None) -> str:

@@ -6,30 +6,30 @@ A pair that a rater was shown again counts once: by its first presentation; the 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from statistics import median, quantiles
 from typing import Any, get_args
 
 from deepdoctor.overlap import Grade
 from deepdoctor.studies import statistics
 from deepdoctor.studies.contest import HARM_LEVELS, PREFERENCES, compare, preferred, rate
-from deepdoctor.studies.exports import codes
-from deepdoctor.studies.headline import cautions, headline, power
-from deepdoctor.studies.judged import Judged
+from deepdoctor.studies.exports import RATER_FIELDS, codes
+from deepdoctor.studies.headline import cautions, headline, opening, power
+from deepdoctor.studies.judged import Judged, Standing
 from deepdoctor.studies.measures import measure
 
-SCHEMA = 1
+SCHEMA = 2
 # in order; "unsure" is no level
 CORRECT_LEVELS = {"wrong": 0, "partly": 1, "correct": 2}
-Guesses = Sequence[tuple[str, bool | None]]
 Rows = Iterable[Mapping[str, Any]]
 
 
 def results(
-    judged: Sequence[Judged], guesses: Guesses, questions: Rows, answers: Rows, losses: Mapping[str, Any], effect: float
+    judged: Sequence[Judged], raters: Sequence[Standing], questions: Rows, answers: Rows, losses: Mapping[str, Any], effect: float
 ) -> dict[str, Any]:
     """Everything a study shows so far.
 
-    judged, guesses: from judged.py. questions: rows of questions.json. answers: rows of answers.jsonl. losses: from measures.losses, or {}.
+    judged, raters: from judged.py. questions: rows of questions.json. answers: rows of answers.jsonl. losses: from measures.losses, or {}.
     effect: what the study was planned to tell from a half. Raters are called R1, R2 … (see `codes`).
     Lists of numbers hold intervals [low, high] at 95%; None stands for what cannot be told. Without verdicts every block is there, empty.
     """
@@ -37,26 +37,30 @@ def results(
     main = [each for each in first if each.other == "base"]
     native = [each for each in first if each.other == "native"]
     asked = list(questions)
-    names = codes(judged)
+    names = codes(judged, (each.rater for each in raters))
+    specialties = {each.rater: each.specialty.casefold() for each in raters}
     compared = compare(main, "base")
     against = compare(native, "native") if native else {}
     found = {
         "schema": SCHEMA,
-        "counts": _counts(judged, asked),
+        "counts": {**_counts(judged, asked), **_came(raters, names)},
         **compared,
-        "by": {name: _by(main, name) for name in ("specialty", "kind", "seen")},
+        "by": {
+            **{name: _by(main, attrgetter(name)) for name in ("specialty", "kind", "seen")},
+            "rater_specialty": _by(main, lambda each: specialties.get(each.rater, "")),
+        },
         "slots": _slots(judged),
         "repeats": _repeats(judged),
         "agreement": _agreement(main),
-        "guesses": _guessed(guesses),
+        "guesses": _guessed(raters),
         "seconds": _seconds([each.seconds for each in first]),
-        "raters": [_rater(code, [each for each in judged if each.rater == rater]) for rater, code in names.items()],
-        "questions": _by_pair(first, names, [question["id"] for question in asked]),
+        "raters": [_rater(code, [each for each in judged if each.rater == rater]) for rater, code in codes(judged).items()],
+        "questions": _by_pair(judged, names, [question["id"] for question in asked]),
         "native": {"headline": headline(against, "native"), **against} if native else None,
         "measures": {**measure(answers, asked), "losses": dict(losses)},
     }
     words = {
-        "headline": headline(compared, "base"),
+        "headline": opening({"base": compared, **({"native": against} if native else {})}),
         "cautions": cautions(found),
         "power": power(effect, compared["preference"]["decided"]),
     }
@@ -77,6 +81,7 @@ def _counts(judged: Sequence[Judged], questions: Sequence[Mapping[str, Any]]) ->
     return {
         "verdicts": sum(not each.repeat_of for each in judged),
         "repeats": sum(bool(each.repeat_of) for each in judged),
+        "reference_read": sum(each.reference_read for each in judged if not each.repeat_of),
         "raters": len({each.rater for each in judged}),
         "questions": len(questions),
         "judged_questions": len({each.question for each in judged}),
@@ -84,12 +89,22 @@ def _counts(judged: Sequence[Judged], questions: Sequence[Mapping[str, Any]]) ->
     }
 
 
-def _by(judged: Sequence[Judged], name: str) -> dict[str, dict[str, Any]]:
+def _came(raters: Sequence[Standing], names: Mapping[str, str]) -> dict[str, Any]:
+    """How far raters have come: trials locked, skipped and unfinished, in all and by rater; in the order of their codes."""
+    by_rater = [{name: getattr(each, name) for name in RATER_FIELDS} | {"rater": names[each.rater]} for each in raters]
+    return {
+        "joined": len(raters),
+        **{name: sum(row[name] for row in by_rater) for name in ("locked", "skipped", "unfinished")},
+        "by_rater": sorted(by_rater, key=lambda row: int(row["rater"][1:])),
+    }
+
+
+def _by(judged: Sequence[Judged], group_of: Callable[[Judged], str]) -> dict[str, dict[str, Any]]:
     """Preference and severe harm in each group. Groups are many and small: what is seen there is a hint, and nothing is called."""
     groups = defaultdict(list)
     for each in judged:
-        groups[getattr(each, name) or "not given"].append(each)
-    kept = ("verdicts", "wins", "losses", "both", "neither", "decided", "share", "interval")
+        groups[group_of(each) or "not given"].append(each)
+    kept = ("verdicts", "wins", "losses", "both", "neither", "decided", "share", "interval", "two_way")
     return {
         group: {key: value for key, value in preferred(members, "base").items() if key in kept}
         | {
@@ -110,12 +125,21 @@ def _slots(judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def _repeats(judged: Sequence[Judged]) -> dict[str, Any]:
-    """How often a rater said the same of a pair shown again with slots swapped, and how often the very opposite."""
+    """How often a rater said the same of a pair shown again with slots swapped, and how often the very opposite.
+
+    reference_read: of how many they had read the reference in between, which may change a verdict for good reason.
+    """
     by_trial = {(each.rater, each.trial): each for each in judged}
     again = [(by_trial[each.rater, each.repeat_of], each) for each in judged if (each.rater, each.repeat_of) in by_trial]
     same = sum(before.preference == after.preference for before, after in again)
     opposite = sum({before.preference, after.preference} == {"tuned", "other"} for before, after in again)
-    return {"pairs": len(again), "same": same, "opposite": opposite, **rate(same, len(again))}
+    read = [(before, after) for before, after in again if after.reference_read]
+    return {
+        **{"pairs": len(again), "same": same, "opposite": opposite},
+        "reference_read": len(read),
+        "same_reference_read": sum(before.preference == after.preference for before, after in read),
+        **rate(same, len(again)),
+    }
 
 
 def _agreement(judged: Sequence[Judged]) -> dict[str, Any]:
@@ -151,11 +175,11 @@ def _pair(each: Judged) -> tuple[str, int, str]:
     return each.question, each.seed, each.other
 
 
-def _guessed(guesses: Guesses) -> dict[str, Any]:
+def _guessed(raters: Sequence[Standing]) -> dict[str, Any]:
     """Whether raters could tell the tuned side in the end; half by chance."""
-    said = Counter(right for _, right in guesses)
-    counts = {"right": said[True], "wrong": said[False], "none": said[None]}
-    return {**counts, **rate(said[True], said[True] + said[False]), "p": statistics.sign_test(said[True], said[False])}
+    said: Counter[str] = Counter(each.guess for each in raters)
+    right, wrong = said["right"], said["wrong"]
+    return {"right": right, "wrong": wrong, "none": said["none"], **rate(right, right + wrong), "p": statistics.sign_test(right, wrong)}
 
 
 def _seconds(seconds: Sequence[float]) -> dict[str, Any]:
@@ -177,7 +201,10 @@ def _rater(code: str, judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def _by_pair(judged: Sequence[Judged], names: Mapping[str, str], order: Sequence[str]) -> list[dict[str, Any]]:
-    """Every pair with all verdicts on it, and in what raters contradict one another; in the order of the questions."""
+    """Every pair with all verdicts on it, those on a pair shown again marked, and in what first verdicts contradict one another.
+
+    In the order of the questions.
+    """
     pairs = defaultdict(list)
     for each in judged:
         pairs[_pair(each)].append(each)
@@ -185,7 +212,7 @@ def _by_pair(judged: Sequence[Judged], names: Mapping[str, str], order: Sequence
         {
             **{"question": question, "seed": seed, "other": other},
             **{name: getattr(verdicts[0], name) for name in ("specialty", "kind", "seen")},
-            "disagree": _disagreements(verdicts),
+            "disagree": _disagreements([each for each in verdicts if not each.repeat_of]),
             "verdicts": [_verdict(each, names) for each in verdicts],
         }
         for (question, seed, other), verdicts in sorted(pairs.items(), key=lambda pair: (order.index(pair[0][0]), *pair[0][1:]))
@@ -194,8 +221,10 @@ def _by_pair(judged: Sequence[Judged], names: Mapping[str, str], order: Sequence
 
 def _verdict(each: Judged, names: Mapping[str, str]) -> dict[str, Any]:
     kept = ("preference", "tuned_slot", "tuned_correct", "other_correct", "tuned_harm", "other_harm", "comment", "seconds")
+    later = ("tuned_sound", "other_sound", "locked", "reference_read")
     chips = {"tuned_chips": list(each.tuned_chips), "other_chips": list(each.other_chips)}
-    return {"rater": names[each.rater], **{name: getattr(each, name) for name in kept}, **chips}
+    said = {name: getattr(each, name) for name in (*kept, *later)}
+    return {"rater": names[each.rater], "again": bool(each.repeat_of), **said, **chips}
 
 
 def _disagreements(verdicts: Sequence[Judged]) -> list[str]:

@@ -22,6 +22,8 @@ POWER = 0.8
 EVENTS_PER_COEFFICIENT = 5
 # beyond this many votes the normal approximation is within 0.1% of the exact number
 EXACT_UP_TO = 20_000
+# beyond this many differences that are not 0, the signed rank test is approximated
+EXACT_RANKS = 400
 # more than any rater judges
 MOST_QUESTIONS = 1_000
 # assumed in planning: shares of a verdict's variance that go with the question and with the rater (log-odds spread by about 1 and 0.3)
@@ -30,8 +32,8 @@ QUESTION_SHARE, RATER_SHARE = 0.15, 0.02
 Interval = tuple[float, float]
 
 
-def wilson(count: int, total: int) -> Interval | None:
-    """The 95% score interval of count/total, None of nothing (Wilson, JASA 1927;22:209-212; statsmodels)."""
+def wilson(count: float, total: float) -> Interval | None:
+    """The 95% score interval of count/total, which need not be whole; None of nothing (Wilson, JASA 1927;22:209-212; statsmodels)."""
     from statsmodels.stats.proportion import proportion_confint
 
     if not total:
@@ -59,12 +61,25 @@ def mcnemar(only_first: int, only_second: int) -> float | None:
 def signed_rank(differences: Sequence[float]) -> float | None:
     """Two-sided p that paired differences lie around 0; zeros do not count (Wilcoxon, Biometrics Bulletin 1945;1:80-83; SciPy).
 
-    Exact by counting for up to 13 differences that are not 0, or up to 50 without ties; else the normal approximation. None without any.
+    Exact by counting all ways to set the signs, midranks for ties: for 14 tied levels of harm the normal approximation can give 0.057 where
+    0.074 is right. For more than EXACT_RANKS differences that approximation. None without any that is not 0.
     """
-    from scipy.stats import wilcoxon
+    from scipy.stats import rankdata, wilcoxon
 
-    rest = [each for each in differences if each]
-    return float(wilcoxon(rest).pvalue) if rest else None
+    rest = np.array([each for each in differences if each], float)
+    if not rest.size:
+        return None
+    if rest.size > EXACT_RANKS:
+        return float(wilcoxon(rest).pvalue)
+    # doubled, midranks are whole
+    ranks = (2 * rankdata(np.abs(rest))).astype(int)
+    chances = np.zeros(ranks.sum() + 1)
+    chances[0] = 1.0
+    for rank in ranks:
+        chances[rank:] += chances[:-rank].copy()
+        chances /= 2
+    positive = int(ranks[rest > 0].sum())
+    return min(1.0, 2 * float(min(chances[: positive + 1].sum(), chances[positive:].sum())))
 
 
 def two_way(rows: Sequence[tuple[Hashable, Hashable, float, float]]) -> Interval | None:

@@ -30,8 +30,7 @@ MOST_LISTED = 100
 # what a draft is made from, before the settings of both forms
 DRAFTED = ("dataset", "run", "step", "sources", "file", "specialties", "kinds", "difficulties", "most", "ids")
 MOST_PICKED = 1000
-EXPORTS = ("report.html", "verdicts.csv", "verdicts.jsonl", "dpo.jsonl", "kto.jsonl", "llm_comparator.json")
-EXPORTED = '<p class="dd-muted">Report, verdicts as CSV and JSONL, rows for TRL, LLM Comparator, and one bundle of all.</p>'
+EXPORTS = ("report.html", "verdicts.csv", "verdicts.jsonl", "raters.csv", "dpo.jsonl", "kto.jsonl", "llm_comparator.json")
 SEE = "see studies"
 RATERS_MAY = "Raters need no access here: the link that they were sent is enough."
 NOTHING_SEEN: tuple[Any, ...] = ()
@@ -201,7 +200,7 @@ class StudiesEvents:
         """A study was opened in the list. Outputs: chosen, question, what is told of it and of its exports, exports."""
         self.context.access.require(name_of(profile), SEE)
         study = self.context.studies.get(str((event._data or {}).get("open", "")))
-        return [study.id, gr.update(visible=False), "", EXPORTED, gr.update(value=None, visible=False)]
+        return [study.id, gr.update(visible=False), "", study_view.EXPORTED, gr.update(value=None, visible=False)]
 
     def _opened(self, profile: Profile, chosen: str, action: str) -> Study:
         """The opened study, for who may do that to it."""

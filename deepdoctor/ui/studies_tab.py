@@ -9,11 +9,12 @@ from deepdoctor.config import SamplingConfig, StudyConfig
 from deepdoctor.prompts import STYLES
 from deepdoctor.studies.draft import SOURCES
 from deepdoctor.studies.questions import DIFFICULTIES, KINDS
+from deepdoctor.ui import study_view
 from deepdoctor.ui.components import QUIET
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import Form, build_form
 from deepdoctor.ui.loaded import Loaded
-from deepdoctor.ui.studies_events import EXPORTED, NO_PROBLEMS, NOTHING_SEEN, StudiesEvents, put_away
+from deepdoctor.ui.studies_events import NO_PROBLEMS, NOTHING_SEEN, StudiesEvents, put_away
 
 LATEST: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
 SUFFIXES = [".toml", ".json", ".jsonl", ".csv", ".parquet"]
@@ -147,7 +148,7 @@ def _results() -> _Results:
         with gr.Column(elem_classes="dd-card"):
             with gr.Row(elem_classes="dd-run-buttons"):
                 export = gr.Button("Export", size="sm", min_width=100)
-            told = _html(EXPORTED)
+            told = _html(study_view.EXPORTED)
             files = gr.File(label="Exports", file_count="multiple", interactive=False, visible=False, elem_id="dd-exports")
             with gr.Accordion("Protocol", open=False):
                 protocol = _html("")

@@ -21,6 +21,9 @@ LOOKED_EARLY = "The study is still open. Looking again and again, and stopping w
 LONGEST_PICK = 100
 OWN_LINKS = "Who lost their own link gets it from here and goes on where they were. Send it to nobody else: it judges in their name."
 Listed = tuple[Study, Sequence[Progress]]
+EXPORTED = (
+    '<p class="dd-muted">Report, verdicts as CSV and JSONL, how far raters came, rows for TRL, LLM Comparator, and one bundle of all.</p>'
+)
 
 
 def studies_table(found: Sequence[Listed], opened: str) -> str:

@@ -14,7 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from starlette.applications import Starlette
 
-from deepdoctor.studies.judged import guesses, unblind
+from deepdoctor.studies.judged import standings, unblind
 from deepdoctor.studies.judgments import Judgments
 from deepdoctor.studies.study import Study
 from deepdoctor.ui.judge.app import judge_routes
@@ -151,7 +151,7 @@ def test_two_raters_judge_a_study_by_keyboard_alone(browser: Browser, judging: J
     found = unblind(judging.study, rows)
     raters = {rater.token: rater.name for rater in judging.study.raters()}
     assert [raters[each.rater] for each in found] == ["numbers"] * PAIRS + ["arrows"] * PAIRS
-    assert len(guesses(judging.study, rows)) == 2
+    assert sum(bool(each.guess) for each in standings(judging.study, rows)) == 2
     said = {"numbers": set(), "arrows": set()}  # type: ignore[var-annotated]
     for row in (row for row in rows if row["kind"] == "verdict"):
         answers = (row["preference"], *row["correct"].values(), *row["harm"].values(), *row["chips"]["A"])

@@ -1,6 +1,7 @@
 """Preparing a study: every answer proven and equal to one made singly, nothing written twice, and words for what goes wrong."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from deepdoctor.engine.session import Session
 from deepdoctor.errors import ConfigError, ProofError, RunError
 from deepdoctor.files import read_rows
 from deepdoctor.prompts import NATIVE, render_question
-from deepdoctor.runs import Run
+from deepdoctor.runs import Run, Runs
+from deepdoctor.studies.measures import losses
+from deepdoctor.studies.progress import losses_of
 from deepdoctor.studies.study import Answer, Study
 from tests.engine import tiny
 from tests.studies.prepared import created
@@ -49,7 +52,7 @@ def copied(session: Session, trained: tuple[Session, Run]) -> tuple[Session, Run
     return session, trained[1]
 
 
-def test_all_answers_are_there_proven_and_the_study_opens(trained: tuple[Session, Run]) -> None:
+def test_all_answers_are_there_proven_and_the_study_opens(trained: tuple[Session, Run], tmp_path: Path) -> None:
     session, run = trained
     study = study_of(session, run, 10, seeds_per_question=2)
     assert session.prepare(study.id) == study
@@ -58,6 +61,7 @@ def test_all_answers_are_there_proven_and_the_study_opens(trained: tuple[Session
     assert (status["done"], status["total"], status["eta_seconds"], status["process"]) == (20, 20, None, None)
     assert len(rows_of(study)) == 20
     assert study.pending() == []
+    assert losses_of(study, Runs(tmp_path)) == losses(run.curve()), "kept for when the run is gone"
     seen = study.seen()
     for (question, seed), answer in answers_of(study).items():
         made = answer.comparison

@@ -71,6 +71,25 @@ def drawn(
     )
 
 
+def rated(
+    rng: Random, questions: int, raters: int, means: tuple[float, float], spreads: tuple[float, float] = (0.0, 0.0), own: float = 0.0
+) -> list[Judged]:
+    """A whole study of correctness: tuned and other are correct with log-odds of `means`, plus what question and rater add to both sides.
+
+    own: spread of what a question adds to one side only.
+    """
+    of_question, of_rater = (
+        [rng.gauss(0, spread) for _ in range(count)] for spread, count in zip(spreads, (questions, raters), strict=True)
+    )
+    sides = [[mean + one + rng.gauss(0, own) for mean in means] for one in of_question]
+    chances = [[1 / (1 + math.exp(-(side + two))) for side in pair] for pair in sides for two in of_rater]
+    said = [["correct" if rng.random() < chance else "wrong" for chance in pair] for pair in chances]
+    return [
+        replace(each, tuned_correct=tuned, other_correct=other)
+        for each, (tuned, other) in zip(verdicts(["both"] * len(said), raters), said, strict=True)
+    ]
+
+
 def average(mean: float, spreads: tuple[float, float]) -> float:
     """The share that `drawn` draws around: the mean of logistic(mean + normal), by the trapezoid rule."""
     spread = math.hypot(*spreads)

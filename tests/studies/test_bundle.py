@@ -12,18 +12,19 @@ import pytest
 from deepdoctor.cli import main
 from deepdoctor.errors import StudyError
 from deepdoctor.studies.bundle import recompute, write_bundle
+from deepdoctor.studies.headline import signed, spread
 from deepdoctor.studies.judgments import Judgments, Row
 from deepdoctor.studies.study import Study
 from tests.studies.prepared import other, prepared, verdict
 
 NAMES = ("Dr <b>Ada</b> Bold", "Second Rater")
-LOSSES = {"held_out_loss": {"first": 2.0, "last": 1.5}}
+LOSSES = {"held_out_loss": {"first": 2.0, "last": 1.5, "step": 40}}
 EVIL = "=1+1 <script>alert(1)</script> {{ 7 * 7 }}"
 
 
 def judge(study: Study, data_dir: Path, names: tuple[str, ...] = NAMES) -> list[Row]:
     """Everybody joins and judges everything at random; the rows stored. Somebody who judges nothing joined first."""
-    study.join("Idle", "none", 0)
+    study.join("Idle", "=none()", 0)
     store, rng = Judgments(data_dir), Random(5)
     for name in names:
         rater = study.join(name, "cardiology", 7)
@@ -33,15 +34,24 @@ def judge(study: Study, data_dir: Path, names: tuple[str, ...] = NAMES) -> list[
                 "correct": {slot: rng.choice(("correct", "partly", "wrong", "unsure")) for slot in "AB"},
                 "harm": {slot: rng.choice(("none", "none", "moderate", "severe")) for slot in "AB"},
             }
-            store.add(verdict(study, rater.token, trial.id, comment=EVIL, **changes))
+            row = verdict(study, rater.token, trial.id, comment=EVIL, **changes)
+            store.add(row)
+            if trial in rater.trials[:3]:
+                store.add(other(row, "lock", revealed=True))
+                store.add(other(row, "soundness", A="sound", B="flawed"))
         store.add(other(verdict(study, rater.token, rater.trials[-1].id), "guess", guess="A"))
     return store.rows(study.id)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """A study with a native arm, judged by two raters."""
-    return prepared(tmp_path_factory.mktemp("study"), 12, native_arm=True, name="A <i>study</i>")
+    """A study with a native arm, judged by two raters; training knew some of its questions."""
+    made = prepared(tmp_path_factory.mktemp("study"), 12, native_arm=True, name="A <i>study</i>")
+    questions = json.loads((made.path / "questions.json").read_text())
+    for place, grade in enumerate(("seen", "near-seen", "near-seen")):
+        questions[place]["seen"] = grade
+    (made.path / "questions.json").write_text(json.dumps(questions))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +103,13 @@ def test_everything_is_in_it_but_names_and_secrets(study: Study, rows: list[Row]
         assert secret not in everything
     assert json.loads(files["raters/R1.json"])["specialty"] == "cardiology", "R1 in the files is R1 in the results"
     assert json.loads(files["answers.jsonl"].splitlines()[0])["comparison"]["sampling"]
+    came = files["raters.csv"].splitlines()
+    assert came[0] == "rater,specialty,years,assigned,judged,locked,skipped,unfinished"
+    assert (came[1], came[3]) == ("R1,cardiology,7,13,13,3,0,0", "R3,'=none(),0,13,0,0,0,13")
+    said = [json.loads(line) for line in files["verdicts.jsonl"].splitlines()]
+    assert sum({row["tuned_sound"], row["other_sound"]} == {"sound", "flawed"} for row in said) == 6
+    assert sum(row["locked"] for row in said) == 6
+    assert files["verdicts.csv"].splitlines()[0].endswith(",tuned_sound,other_sound,locked,reference_read")
     counts = json.loads(files["preferences.json"])
     assert counts["dpo"] == len(files["dpo.jsonl"].splitlines())
     for line in files["README.txt"].splitlines()[:9]:
@@ -113,14 +130,26 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str]] = []
         self.text = ""
+        self.cells: list[list[str]] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        if tag in ("tr", "caption"):
+            self.cells.append([])
+        if tag in ("th", "td", "caption"):
+            self.cells[-1].append("")
         self.attributes += [(name, value or "") for name, value in attrs]
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if self.cells and self.cells[-1]:
+            self.cells[-1][-1] += data.strip()
+
+    def row(self, caption: str, name: str) -> list[str]:
+        """The cells of the row that begins with `name`, of the table with that caption."""
+        below = self.cells[self.cells.index([caption]) :]
+        return next(cells for cells in below if cells and cells[0] == name)
 
 
 def test_the_report_begins_with_the_headline_and_runs_nothing(bundle: Path) -> None:
@@ -132,10 +161,26 @@ def test_the_report_begins_with_the_headline_and_runs_nothing(bundle: Path) -> N
     assert page.tags.count("img") == 3
     assert all(value for name, value in page.attributes if name == "alt")
     assert EVIL in page.text
+    assert "Soundness of the reasoning, asked after the lock of whoever wished to see it" in page.text
+    assert "mean difference of levels (0 to 2, tuned minus base) " in page.text
+    interval = " to ".join(signed(end) for end in found["harm"]["interval"])
+    assert f"(95% over questions and raters {interval}), p (signed rank)*" in page.text
+    assert page.text.count("* This p treats verdicts as independent") == 2, "once for each other side"
+    assert "How far raters came: 3 joined, 2 judged" in page.text
+    assert page.text.count("(again") == found["counts"]["repeats"] == 2
+    assert "reasoning flawed" in page.text
+    assert f"{found['counts']['reference_read']} first verdicts were given after" in page.text
+    assert {name: values["verdicts"] for name, values in found["by"]["seen"].items()} == {"near-seen": 4, "seen": 2, "unseen": 18}
+    for group, label in (("specialty", "By specialty"), ("seen", "By how well training knew the question")):
+        for name, values in found["by"][group].items():
+            row = page.row(label, name)
+            assert row[:2] == [name, str(values["verdicts"])]
+            assert row[7] == (spread(values["two_way"]) if values["two_way"] else "–")
     places = [
         page.text.index(sentence) for sentence in [*found["headline"], *found["cautions"], "Tuned against base", "Question by question"]
     ]
     assert places[: len(found["headline"])] == sorted(places)[: len(found["headline"])]
+    assert "held out loss: 2.000 before training, 1.500 at step 40" in page.text
     assert "None" not in page.text.split("Protocol")[0]
 
 
@@ -213,13 +258,17 @@ def test_a_hostile_zip_writes_nowhere_and_fills_no_disk(bundle: Path, tmp_path: 
 def test_the_command_line_reports(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "report", str(bundle), "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
-    assert (value["equal"], value["differences"], value["results"]["schema"]) == (True, [], 1)
+    assert (value["equal"], value["differences"], value["results"]["schema"]) == (True, [], 2)
     assert main(["study", "report", str(bundle)]) == 0
     told = capsys.readouterr().out
     assert told.startswith(value["results"]["headline"][0])
     assert told.rstrip().endswith("The stored numbers equal those computed again from the bundle's verdicts.")
     other_numbers = changed(bundle, tmp_path / "b.zip", put("results.json", b'{"schema": 1}'))
-    assert main(["study", "report", str(other_numbers)]) == 0
-    assert "are not those computed" in capsys.readouterr().out
+    assert main(["study", "report", str(other_numbers)]) == 1
+    told = capsys.readouterr().out
+    assert "are not those computed" in told
+    assert "  schema: 1, computed 2" in told
+    assert main(["study", "report", str(other_numbers), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["equal"] is False
     assert main(["study", "report", str(tmp_path / "none.zip")]) == 2
     assert "There is no file" in capsys.readouterr().err

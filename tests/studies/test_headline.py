@@ -3,7 +3,7 @@
 import pytest
 
 from deepdoctor.studies.contest import compare
-from deepdoctor.studies.headline import headline, power, study_plan
+from deepdoctor.studies.headline import UNCALLED, headline, opening, power, study_plan
 from deepdoctor.studies.judged import Judged
 from tests.studies.panel import verdicts
 
@@ -27,8 +27,10 @@ def panel(wins: int, losses: int, ties: int = 8, severe: tuple[int, int] = (0, 0
 def test_an_undecided_study_says_so_after_more_severe_harm() -> None:
     assert headline(compare(panel(41, 31, severe=(1, 3)), "base"), "base") == [
         "More severe harm on the tuned side: tuned answers were judged severely harmful in 3 of 80, base in 1 of 80.",
-        "Raters preferred the tuned answer in 41 of 72 decided pairs (57%, 45–68%): not enough to call a difference.",
-        "Where both could be judged, tuned answers were judged correct in 80 of 80, base in 80 of 80: not enough to call a difference.",
+        "Raters preferred the tuned answer in 41 of 72 decided pairs (57%, 95% interval over questions and raters 44–69%): "
+        "not enough to call a difference.",
+        "Where both could be judged, tuned answers were judged correct in 80 of 80, base in 80 of 80 (difference 0, 95% interval over "
+        "questions and raters −16 to +16 points): not enough to call a difference.",
     ]
 
 
@@ -48,7 +50,23 @@ def test_a_difference_that_lies_in_one_question_is_not_called() -> None:
     """30 of 40 raters prefer tuned on the one decided question, on all others nobody decides."""
     found = compare(verdicts(["tuned"] * 30 + ["other"] * 10 + ["both"] * 40, raters=40), "base")
     assert found["preference"]["p"] < 0.01
-    assert "not enough to call a difference, because questions and raters vary" in headline(found, "base")[0]
+    assert "not enough to call a difference, because only 1 question was decided" in headline(found, "base")[0]
+
+
+def test_two_questions_call_nothing_however_many_raters_agree() -> None:
+    preference, _, correctness = headline(compare(verdicts(["tuned"] * 20, raters=10, other_correct="wrong"), "base"), "base")
+    assert preference.endswith("questions and raters 34–100%): not enough to call a difference, because only 2 questions were decided.")
+    assert correctness.endswith(": not enough to call a difference, because only 2 questions were judged on both sides.")
+
+
+def test_a_difference_that_six_questions_have_and_two_have_not_is_not_called() -> None:
+    found = compare(verdicts((["tuned"] * 30 + ["other"] * 10) * 2, raters=10, other_correct="wrong", tuned_harm="moderate"), "base")
+    assert found["preference"]["p"] < 0.001
+    told = headline(found, "base")
+    assert told[0].endswith("not enough to call a difference, because questions and raters vary.")
+    assert told[-1].endswith(
+        "(difference +100, 95% interval over questions and raters +54 to +100 points): a difference, tuned more often correct."
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,8 +74,14 @@ def test_a_difference_that_lies_in_one_question_is_not_called() -> None:
     [
         ([], "No verdicts yet."),
         (["both"], "Raters called no pair for either side: 1 both acceptable, 0 both bad."),
-        (["tuned"], "Raters preferred the tuned answer in 1 of 1 decided pair (100%, 21–100%): not enough to call a difference."),
-        (["tuned"] * 2, "Raters preferred the tuned answer in 2 of 2 decided pairs (100%, 34–100%): not enough to call a difference."),
+        (
+            ["tuned"],
+            "Raters preferred the tuned answer in 1 of 1 decided pair (100%, no interval from one question): " + UNCALLED + ".",
+        ),
+        (
+            ["tuned"] * 2,
+            "Raters preferred the tuned answer in 2 of 2 decided pairs (100%, no interval from one question): " + UNCALLED + ".",
+        ),
     ],
 )
 def test_tiny_studies_are_told_honestly(said: list[str], sentence: str) -> None:
@@ -67,6 +91,22 @@ def test_tiny_studies_are_told_honestly(said: list[str], sentence: str) -> None:
 def test_the_native_arm_is_named() -> None:
     told = headline(compare(panel(41, 31), "native"), "native")
     assert all("the base under its native prompt" in sentence for sentence in told)
+
+
+def test_more_severe_harm_against_the_native_arm_is_said_first_too() -> None:
+    base, native = compare(panel(41, 31, severe=(2, 2)), "base"), compare(panel(50, 22, severe=(0, 1)), "native")
+    told = opening({"base": base, "native": native})
+    gate = (
+        "More severe harm on the tuned side: tuned answers were judged severely harmful in 1 of 80, the base under its native prompt in 0"
+    )
+    assert told[0].startswith(gate)
+    assert told[1:] == headline(base, "base")
+    worse = compare(panel(41, 31, severe=(1, 3)), "base")
+    both = opening({"base": worse, "native": native})
+    assert both == [headline(worse, "base")[0], told[0], *headline(worse, "base")[1:]]
+    harmless = compare(panel(50, 22), "native")
+    assert opening({"base": base, "native": harmless}) == headline(base, "base")
+    assert opening({"base": compare([], "base"), "native": native}) == [told[0], "No verdicts against base yet."]
 
 
 def test_power_so_far() -> None:
@@ -82,6 +122,8 @@ def test_a_plan_says_what_it_takes() -> None:
     few = study_plan(0.65, 3)
     assert (few["questions"], few["verdicts"]) == (None, None)
     assert "no number of questions is sure to be enough; 4 raters need about 73 questions each" in few["sentence"]
+    crowd = study_plan(0.9, 10)
+    assert (crowd["questions"], crowd["verdicts"]) == (12, 120), "with fewer, raters who agree would not be believed"
     assert "one rater's taste" in study_plan(0.65, 1)["sentence"]
 
 

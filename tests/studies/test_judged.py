@@ -1,10 +1,11 @@
 """Unblinding: verdicts on slots become verdicts on base and tuned, and only whole ones of this study."""
 
+import time
 from pathlib import Path
 
 import pytest
 
-from deepdoctor.studies.judged import Judged, guesses, unblind
+from deepdoctor.studies.judged import Judged, standings, unblind
 from deepdoctor.studies.judgments import Judgments
 from deepdoctor.studies.study import Study
 from deepdoctor.studies.trials import Rater, Trial
@@ -89,7 +90,8 @@ def test_skips_and_strangers_are_left_out(study: Study, store: Judgments) -> Non
 def test_nothing_judged_gives_nothing(study: Study, store: Judgments) -> None:
     study.join("Ada", "x", 1)
     assert unblind(study, store.rows(study.id)) == []
-    assert guesses(study, store.rows(study.id)) == []
+    (idle,) = standings(study, store.rows(study.id))
+    assert (idle.judged, idle.skipped, idle.unfinished, idle.guess) == (0, 0, 14, "")
 
 
 def test_guesses_are_right_wrong_or_none(study: Study, store: Judgments) -> None:
@@ -100,5 +102,48 @@ def test_guesses_are_right_wrong_or_none(study: Study, store: Judgments) -> None
         row = verdict(study, rater.token, trial.id)
         store.add(row)
         store.add(other(row, "guess", guess=(trial.tuned_slot, wrong, "none")[number]))
-    expected = [True, False, None]
-    assert guesses(study, store.rows(study.id)) == [(rater.token, right) for rater, right in zip(raters, expected, strict=False)]
+    found = standings(study, store.rows(study.id))
+    assert [(each.rater, each.guess) for each in found] == list(
+        zip([rater.token for rater in raters], ["right", "wrong", "none", ""], strict=True)
+    )
+
+
+def test_how_far_raters_came_counts_their_own_trials_once(study: Study, store: Judgments) -> None:
+    rater = study.join("Ada", "Cardiology", 7)
+    rows = [verdict(study, rater.token, trial.id) for trial in rater.trials]
+    for row in (*rows[:5], other(rows[0], "lock"), other(rows[1], "lock"), other(rows[4], "skip"), other(rows[5], "skip")):
+        store.add(row)
+    store.add(verdict(study, rater.token, "no-such-trial"))
+    (found,) = standings(study, store.rows(study.id))
+    assert (found.specialty, found.years) == ("Cardiology", 7)
+    assert (found.assigned, found.judged, found.locked, found.skipped, found.unfinished) == (14, 4, 2, 2, 8)
+    assert [each.locked for each in unblind(study, store.rows(study.id))] == [True, True, False, False]
+
+
+def test_soundness_goes_to_the_side_whose_reasoning_it_was(study: Study, store: Judgments) -> None:
+    rater = study.join("Ada", "x", 1)
+    for trial in rater.trials[:8]:
+        row = on_tuned(study, rater, trial)
+        against = "B" if trial.tuned_slot == "A" else "A"
+        for each in (row, other(row, "lock", revealed=True), other(row, "soundness", **{trial.tuned_slot: "flawed", against: "sound"})):
+            store.add(each)
+    store.add(on_tuned(study, rater, rater.trials[8]))
+    found = unblind(study, store.rows(study.id))
+    assert {each.tuned_slot for each in found[:8]} == {"A", "B"}
+    assert [(each.tuned_sound, each.other_sound) for each in found] == [("flawed", "sound")] * 8 + [(None, None)]
+
+
+@pytest.mark.parametrize("revealed", [True, False])
+def test_a_verdict_after_the_reference_was_read_is_told_apart(study: Study, store: Judgments, revealed: bool) -> None:
+    rater = study.join("Ada", "x", 1)
+    repeat = next(trial for trial in rater.trials if trial.repeat_of)
+    first = next(trial for trial in rater.trials if trial.id == repeat.repeat_of)
+    unrelated = next(trial for trial in rater.trials if trial.question != first.question)
+    row = verdict(study, rater.token, first.id)
+    for each in (row, other(row, "lock", revealed=revealed)):
+        store.add(each)
+    time.sleep(0.002)
+    for trial in (repeat, unrelated):
+        store.add(verdict(study, rater.token, trial.id))
+    read = {each.trial: each.reference_read for each in unblind(study, store.rows(study.id))}
+    assert read == {first.id: False, repeat.id: revealed, unrelated.id: False}

@@ -65,5 +65,12 @@ def test_chrf_ends_at_a_hundred() -> None:
 
 def test_losses_are_the_first_and_the_last() -> None:
     curve = [{"step": 0, "held_out_loss": 2.0, "held_out_response_loss": 1.5}, {"step": 1, "loss": 3.0}, {"step": 9, "held_out_loss": 1.2}]
-    assert losses(curve) == {"held_out_loss": {"first": 2.0, "last": 1.2}, "held_out_response_loss": {"first": 1.5, "last": 1.5}}
+    response = {"first": 1.5, "last": 1.5, "step": 0}
+    assert losses(curve) == {"held_out_loss": {"first": 2.0, "last": 1.2, "step": 9}, "held_out_response_loss": response}
     assert losses([]) == {}
+
+
+@pytest.mark.parametrize(("step", "last", "at"), [(4, 1.6, 4), (8, 1.6, 4), (9, 1.2, 9), (None, 1.1, 12), (0, 2.0, 0)])
+def test_losses_of_a_checkpoint_are_the_last_at_or_before_it(step: int | None, last: float, at: int) -> None:
+    curve = [{"step": number, "held_out_loss": loss} for number, loss in ((0, 2.0), (4, 1.6), (9, 1.2), (12, 1.1))]
+    assert losses(curve, step) == {"held_out_loss": {"first": 2.0, "last": last, "step": at}}

@@ -1,6 +1,7 @@
 """Results: every number from the verdicts it should come from, empty and tiny studies included."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -8,14 +9,19 @@ from typing import Any
 import pytest
 
 from deepdoctor.studies.contest import preferred
-from deepdoctor.studies.judged import Judged
+from deepdoctor.studies.judged import Judged, Standing
 from deepdoctor.studies.results import results
 from tests.studies.panel import PLAIN, drawn, question_rows, verdicts
 
 
-def found(judged: list[Judged], guesses: tuple = (), questions: int = 30, **changes: Any) -> dict[str, Any]:
+def found(judged: list[Judged], raters: Sequence[Standing] = (), questions: int = 30, **changes: Any) -> dict[str, Any]:
     """Results without answers."""
-    return results(judged, guesses, question_rows(questions, **changes), [], {}, 0.65)
+    return results(judged, raters, question_rows(questions, **changes), [], {}, 0.65)
+
+
+def standing(rater: str, guess: Any = "", specialty: str = "Cardiology") -> Standing:
+    """A rater who was shown 12 pairs, judged 8, locked 7 and skipped 3."""
+    return Standing(rater, specialty, 7, 12, 8, 7, 3, guess)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,7 @@ def test_a_pair_shown_again_counts_once_and_tells_consistency() -> None:
     first = verdicts(["tuned", "other", "both", "tuned"], raters=2)
     again = [
         replace(first[0], trial="again-1", repeat_of="trial-1", tuned_slot="B"),
-        replace(first[1], trial="again-2", repeat_of="trial-2", preference="tuned"),
+        replace(first[1], trial="again-2", repeat_of="trial-2", preference="tuned", reference_read=True),
         replace(first[2], trial="again-3", repeat_of="trial-3", preference="neither"),
         # the first presentation was skipped: there is nothing to compare with
         replace(first[3], trial="again-4", repeat_of="trial-9"),
@@ -60,7 +66,13 @@ def test_a_pair_shown_again_counts_once_and_tells_consistency() -> None:
     assert (value["counts"]["verdicts"], value["counts"]["repeats"]) == (4, 4)
     assert value["preference"]["wins"] == 2
     assert {name: value["repeats"][name] for name in ("pairs", "same", "opposite")} == {"pairs": 3, "same": 1, "opposite": 1}
-    assert sum(len(pair["verdicts"]) for pair in value["questions"]) == 4
+    assert (value["repeats"]["reference_read"], value["repeats"]["same_reference_read"]) == (1, 0)
+    assert value["counts"]["reference_read"] == 0, "of first verdicts none"
+    informed = found([replace(first[0], reference_read=True), *first[1:]])
+    assert informed["counts"]["reference_read"] == 1
+    shown = [verdict for pair in value["questions"] for verdict in pair["verdicts"]]
+    assert [verdict["again"] for verdict in shown] == [False, False, True, True, False, False, True, True]
+    assert [pair["disagree"] for pair in value["questions"]] == [["preference"], []], "the second presentation contradicts nobody"
 
 
 def test_the_native_arm_stands_by_itself() -> None:
@@ -71,6 +83,50 @@ def test_the_native_arm_stands_by_itself() -> None:
     assert set(value["native"]["harm"]) >= {"native", "tuned"}
     assert "native prompt" in value["native"]["headline"][0]
     assert found(verdicts(["tuned"]))["native"] is None
+    harmful = found([*verdicts(["tuned"] * 6), *(replace(each, tuned_harm="severe") for each in native)])
+    assert harmful["headline"][0] == harmful["native"]["headline"][0]
+    assert harmful["headline"][0].startswith("More severe harm on the tuned side")
+
+
+def test_soundness_is_counted_by_side_where_it_was_said() -> None:
+    said = verdicts(["tuned"] * 3)
+    said[0] = replace(said[0], tuned_sound="flawed", other_sound="sound")
+    said[1] = replace(said[1], tuned_sound="sound", other_sound="unsure")
+    value = found(said)
+    assert value["soundness"] == {
+        "judged": 2,
+        "base": {"sound": 1, "flawed": 0, "unsure": 1},
+        "tuned": {"sound": 1, "flawed": 1, "unsure": 0},
+    }
+    assert value["questions"][0]["verdicts"][0]["tuned_sound"] == "flawed"
+    assert value["questions"][0]["verdicts"][2]["tuned_sound"] is None
+
+
+def test_how_well_training_knew_a_question_is_told_by_group() -> None:
+    """Tuned wins what training has seen, and loses what it has not."""
+    grades = ["seen"] * 8 + ["near-seen"] * 8 + ["unseen"] * 24
+    said = verdicts(["tuned"] * 8 + ["both"] * 8 + ["other", "other", "other", "tuned"] * 6)
+    judged = [
+        replace(each, seen=grade, tuned_harm="severe" if grade == "seen" else "none") for each, grade in zip(said, grades, strict=True)
+    ]
+    groups = found(judged)["by"]["seen"]
+    assert list(groups) == ["near-seen", "seen", "unseen"]
+    counted = {name: [group[each] for each in ("verdicts", "wins", "losses", "both", "share")] for name, group in groups.items()}
+    assert counted == {"seen": [8, 8, 0, 0, 1.0], "near-seen": [8, 0, 0, 8, None], "unseen": [24, 6, 18, 0, 0.25]}
+    assert [groups[name]["severe"] for name in ("seen", "unseen")] == [{"base": 0, "tuned": 8}, {"base": 0, "tuned": 0}]
+    assert groups["seen"]["two_way"][0] < groups["seen"]["interval"][0], "eight verdicts on two questions"
+    assert groups["near-seen"]["two_way"] is None
+
+
+def test_the_raters_specialties_make_groups_of_their_own() -> None:
+    said = verdicts(["tuned", "tuned", "other", "both"] * 3)
+    raters = [standing("token-1"), standing("token-2", specialty="cardiology"), standing("token-3", specialty="Urology")]
+    groups = found(said, raters)["by"]["rater_specialty"]
+    assert {name: (group["wins"], group["losses"]) for name, group in groups.items()} == {
+        "cardiology": (6, 0),
+        "urology": (0, 3),
+        "not given": (0, 0),
+    }
 
 
 def test_groups_add_up_and_an_unnamed_one_is_named() -> None:
@@ -122,14 +178,24 @@ def test_disagreement_is_marked_by_pair() -> None:
 
 
 def test_no_rater_is_called_by_the_token() -> None:
-    value = found(verdicts(["tuned"] * 8), guesses=(("token-1", True),))
+    value = found(verdicts(["tuned"] * 8), [standing("token-9"), standing("token-1", "right")])
     assert "token-" not in json.dumps(value)
     assert [rater["rater"] for rater in value["raters"]] == ["R1", "R2", "R3", "R4"]
+    came = value["counts"]["by_rater"]
+    assert [each["rater"] for each in came] == ["R1", "R5"], "who has judged nothing comes after who has"
+    assert came[0] == {
+        **{"rater": "R1", "specialty": "Cardiology", "years": 7, "assigned": 12},
+        **{"judged": 8, "locked": 7, "skipped": 3, "unfinished": 1},
+    }
+    assert {name: value["counts"][name] for name in ("joined", "raters", "locked", "skipped", "unfinished")} == {
+        **{"joined": 2, "raters": 4},
+        **{"locked": 14, "skipped": 6, "unfinished": 2},
+    }
 
 
 def test_guesses_and_time() -> None:
-    guesses = (("a", True), ("b", True), ("c", True), ("d", None))
-    value = found([replace(PLAIN, seconds=seconds, trial=str(seconds)) for seconds in (10.0, 20.0, 60.0)], guesses)
+    raters = [standing("a", "right"), standing("b", "right"), standing("c", "right"), standing("d", "none"), standing("e")]
+    value = found([replace(PLAIN, seconds=seconds, trial=str(seconds)) for seconds in (10.0, 20.0, 60.0)], raters)
     assert [value["guesses"][name] for name in ("right", "wrong", "none", "share")] == [3, 0, 1, 1.0]
     assert any("3 of 3 raters told which side was tuned" in caution for caution in value["cautions"])
     assert (value["seconds"]["median"], value["seconds"]["total"]) == (20, 90)

@@ -1,6 +1,7 @@
 """Estimators against published examples, and against simulated raters whose truth is known."""
 
 import math
+from itertools import product
 from random import Random
 
 import pytest
@@ -47,6 +48,34 @@ def test_exact_tests_as_published() -> None:
     assert statistics.signed_rank([*heights, 0, 0]) == pytest.approx(0.0413, abs=5e-5)
     # 2 * (1 + 10 + 45 + 120) / 1024
     assert statistics.sign_test(7, 3) == pytest.approx(0.34375)
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        # midranks 2.5 four times and 5: of 32 ways to set signs, 5 give a sum of positive ranks of 12.5 or more, 5 of 2.5 or less
+        ([1, 1, 1, -1, 2], 10 / 32),
+        # midranks 1.5, 1.5, 3: only all of one sign are as far out
+        ([-1, -1, -2], 2 / 8),
+        ([1] * 8 + [-1] * 3 + [2, 2, 2, -2], None),
+    ],
+)
+def test_signed_rank_of_tied_levels_counts_every_way_to_set_the_signs(differences: list[float], p: float | None) -> None:
+    size = [abs(each) for each in differences]
+    ranks = [sum(other < each for other in size) + (size.count(each) + 1) / 2 for each in size]
+    apart = abs(sum(rank if each > 0 else -rank for rank, each in zip(ranks, differences, strict=True)))
+    ways = [abs(sum(rank * sign for rank, sign in zip(ranks, signs, strict=True))) for signs in product((-1, 1), repeat=len(ranks))]
+    counted = sum(way >= apart - 1e-9 for way in ways) / len(ways)
+    assert p is None or counted == p
+    assert statistics.signed_rank(differences) == pytest.approx(counted, abs=1e-9)
+    assert statistics.signed_rank([*differences, 0, 0]) == pytest.approx(counted, abs=1e-9), "no difference does not count"
+
+
+def test_signed_rank_goes_on_where_counting_ends() -> None:
+    most = statistics.EXACT_RANKS
+    exact, near = (statistics.signed_rank([1.0] * up + [-1.0] * (size - up)) for size, up in ((most, 220), (most + 2, 221)))
+    assert exact == pytest.approx(statistics.sign_test(220, most - 220), rel=1e-6), "all ranks the same is a sign test"
+    assert near == pytest.approx(exact, rel=0.1)
 
 
 def test_agreement_as_published() -> None:

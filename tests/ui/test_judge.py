@@ -169,6 +169,7 @@ def test_the_whole_way_through_a_study(site: Site, study: Study, rater: Rater) -
     assert "You judged 4 of 4 pairs. Everything is saved" in words(site.get(home(study, rater)))
     rows = site.store.rows(study.id)
     assert [row["kind"] for row in rows] == ["verdict", "lock"] * 4 + ["guess"]
+    assert {row["revealed"] for row in rows if row["kind"] == "lock"} == {False}
     assert all(0 <= row["seconds"] < 60 for row in rows if row["kind"] == "verdict")
     assert (rows[-1]["trial"], rows[-1]["guess"]) == (rater.trials[-1].id, "B")
 
@@ -251,6 +252,7 @@ def test_reasoning_and_reference_come_after_the_lock(site: Site, study: Study, r
     before = [site.get(at(study, rater, trial)), site.get(home(study, rater))]
     assert not any(secret in words(page) for page in before for secret in secrets)
     answer = site.post(at(study, rater, trial), submission=submission(before[1]), action="reveal")
+    assert site.store.ballot(study.id, rater.token).locked[trial.id]["revealed"] is True
     page = site.get(answer.headers["location"])
     assert all(secret in words(page) for secret in secrets)
     missing = site.post(at(study, rater, trial), given={"sound-A": "flawed"}, submission=submission(page), action="soundness")

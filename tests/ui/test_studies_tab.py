@@ -298,7 +298,7 @@ def test_everything_is_exported(events: StudiesEvents, tmp_path: Path) -> None:
     paths = {Path(file).name: Path(file) for file in files["value"]}
     assert "Preference rows: 11 for DPO" in told
     bundle = paths.pop(f"study-{study.id}.zip")
-    assert set(paths) == {"report.html", "verdicts.csv", "verdicts.jsonl", "dpo.jsonl", "kto.jsonl", "llm_comparator.json"}
+    assert set(paths) == {"report.html", "verdicts.csv", "verdicts.jsonl", "raters.csv", "dpo.jsonl", "kto.jsonl", "llm_comparator.json"}
     assert recompute(bundle).differences == []
     with zipfile.ZipFile(bundle) as archive, paths["verdicts.csv"].open(newline="") as table:
         assert archive.read("report.html") == paths["report.html"].read_bytes()

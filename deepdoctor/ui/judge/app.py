@@ -129,6 +129,8 @@ class Judge:
         given: dict[str, Any] = {}
         if kind == "verdict":
             given = {**forms.verdict(form), "seconds": forms.seconds_since(submission)}
+        elif kind == "lock":
+            given = {"revealed": action == "reveal"}
         elif kind == "soundness":
             given = {**forms.soundness(form)}
         if wrong := problems(kind, given):
