@@ -26,7 +26,7 @@ from starlette.staticfiles import StaticFiles
 from deepdoctor.errors import DeepDoctorError, StudyError
 from deepdoctor.studies.judgments import Judgments, problems
 from deepdoctor.studies.study import Studies, Study
-from deepdoctor.studies.trials import Trial, new_token, repeats, same_name
+from deepdoctor.studies.trials import TOKEN, Trial, new_token, repeats, same_name
 from deepdoctor.ui.judge import forms, pages
 from deepdoctor.ui.judge.pages import Visit
 from deepdoctor.ui.judge.texts import reader
@@ -34,7 +34,7 @@ from deepdoctor.ui.judge.texts import reader
 LATER = "The answers are still being prepared. Come back later, or ask whoever sent the link."
 NOT_OPEN = {"closed": "This study is closed. Everything you saved is kept. Thank you."}
 NOT_SAVED = "This study is not open any more, so this was not saved. What you saved before is kept."
-TITLES = {403: "Not for this account", 404: "Not found", 409: "Nothing was changed"}
+TITLES = {403: "Not for this account", 404: "Not found", 409: "Nothing was changed", 500: "Something is damaged"}
 KEPT = {"Cache-Control": "max-age=86400"}
 Handler = Callable[[Request, FormData], Response]
 
@@ -169,11 +169,11 @@ class Judge:
     def _visit(self, request: Request) -> Visit:
         """Who asks. Raises HTTPException for an unknown rater, or one whom Hugging Face knows as somebody else."""
         study = self._study(request)
-        user = self._user(request, study)
+        user, token = self._user(request, study), request.path_params["rater"]
         try:
-            rater = study.rater(request.path_params["rater"])
-        except StudyError:
-            rater = None
+            rater = study.rater(token) if TOKEN.fullmatch(token) else None
+        except StudyError as error:
+            raise HTTPException(500, str(error)) from None
         if rater is None:
             raise HTTPException(404, "Nobody has joined this study with this link. Check it, or join with the study's own link.")
         if user and not same_name(user, rater.name):
