@@ -52,6 +52,49 @@ def test_the_same_form_counts_once_and_a_new_one_corrects(study: Study, store: J
     assert len(store.rows(study.id)) == 2
 
 
+def test_a_correction_counts_though_the_clock_was_set_back(study: Study, tmp_path: Path) -> None:
+    told = iter([1000.0, 998.0, 998.1, 997.0, 2000.0])
+    store = Judgments(tmp_path, clock=lambda: next(told))
+    for number, preference in enumerate(("A", "B", "neither")):
+        assert store.add(verdict(study, RATER, "t1", f"form-{number}", preference=preference))
+        assert store.ballot(study.id, RATER).verdicts["t1"]["preference"] == preference
+    store.add(other(verdict(study, RATER, "t2"), "skip"))
+    store.add(verdict(study, "b" * 24, "t1"))
+    rows = Judgments(tmp_path).rows(study.id)
+    assert [(row["trial"], row["time"]) for row in rows] == [
+        ("t1", 1000.0),
+        ("t1", 1000.001),
+        ("t1", 1000.002),
+        ("t2", 1000.003),
+        ("t1", 2000.0),
+    ]
+
+
+def test_a_correction_after_a_restart_counts_though_the_clock_was_set_back(study: Study, tmp_path: Path) -> None:
+    assert Judgments(tmp_path, clock=lambda: 1000.0).add(verdict(study, RATER, "t1", "first"))
+    again = Judgments(tmp_path, clock=lambda: 10.0)
+    assert again.add(verdict(study, RATER, "t1", "second", preference="B"))
+    assert Judgments(tmp_path).ballot(study.id, RATER).verdicts["t1"]["preference"] == "B"
+
+
+def test_a_judgment_is_synced_to_disk_before_it_counts_as_stored(study: Study, store: Judgments, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, int]] = []
+    real = os.fsync
+
+    def spy(handle: int) -> None:
+        real(handle)
+        synced.append((os.fstat(handle).st_ino, os.fstat(handle).st_size))
+
+    monkeypatch.setattr(os, "fsync", spy)
+    assert store.add(verdict(study, RATER, "t1"))
+    (file,) = store.root.glob("*.jsonl")
+    assert store.root.stat().st_ino in {node for node, _ in synced}, "of a new file its name must be on disk too"
+    for trial in ("t2", "t3"):
+        synced.clear()
+        assert store.add(verdict(study, RATER, trial))
+        assert synced == [(file.stat().st_ino, file.stat().st_size)], "the whole file, this row included, was handed to the disk"
+
+
 def test_a_locked_verdict_stands(study: Study, store: Judgments) -> None:
     row = verdict(study, RATER, "t1")
     with pytest.raises(StudyError, match="no verdict on this pair to lock"):
@@ -148,6 +191,17 @@ def test_torn_and_broken_lines_are_skipped_and_counted(study: Study, store: Judg
     again.add(verdict(study, RATER, "t4"))
     assert {row["trial"] for row in store.rows(study.id)} == {"t1", "t2", "t4"}
     assert len(list((tmp_path / "judgments").glob("*.jsonl"))) == 2
+
+
+@pytest.mark.parametrize("changes", [{"time": "noon"}, {"correct": ["correct"]}, {"comment": None}, {"seconds": "20"}, {"rater": ["a"]}])
+def test_a_line_of_the_wrong_form_stops_nobody(study: Study, store: Judgments, tmp_path: Path, changes: dict) -> None:
+    store.add(verdict(study, RATER, "t1"))
+    (file,) = (tmp_path / "judgments").glob("*.jsonl")
+    with file.open("a") as opened:
+        opened.write(json.dumps({**verdict(study, RATER, "t2"), "time": 1.0, **changes}) + "\n")
+    assert [row["trial"] for row in store.rows(study.id)] == ["t1"]
+    assert store.damaged == 1
+    assert store.add(verdict(study, RATER, "t3"))
 
 
 def test_kill_9_loses_nothing_that_was_called_saved(study: Study, tmp_path: Path) -> None:
