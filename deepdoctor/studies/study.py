@@ -231,11 +231,20 @@ class Studies:
         return (Study(file.parent) for file in sorted(self.root.glob("*/study.json"), reverse=True))
 
     def delete(self, study_id: str) -> None:
-        """Remove a study with its answers and raters; what they judged stays in the store. Raises StudyError while it is prepared."""
+        """Remove a study with its answers and raters, noting that; what they judged stays in the store. StudyError while it is prepared."""
         study = self.get(study_id)
         if study.state == "preparing" and study.is_claimed():
             raise StudyError(f"The answers of {study.name} are being prepared; stop that before deleting it.")
+        self.note_deleted(study.id)
         shutil.rmtree(study.path)
+
+    def note_deleted(self, study_id: str) -> None:
+        """Note that a study is deleted for good, so that no copy of it comes back."""
+        append_row(self.root / "deleted.jsonl", {"study": study_id, "time": time.time()})
+
+    def deleted(self) -> set[str]:
+        """Ids of the studies that were deleted for good."""
+        return {str(row["study"]) for row in read_rows(self.root / "deleted.jsonl")[0] if "study" in row}
 
     def mark_interrupted(self, why: str) -> Sequence[Study]:
         """Mark studies that say their answers are being prepared while no living process does that. Returns them."""

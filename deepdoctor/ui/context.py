@@ -12,6 +12,7 @@ from deepdoctor.config import Settings
 from deepdoctor.engine.client import EngineClient
 from deepdoctor.runs import Runs
 from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.mirror import Copy
 from deepdoctor.studies.study import Studies
 
 
@@ -25,6 +26,7 @@ class Context:
     comparisons: Comparisons
     studies: Studies
     judgments: Judgments
+    copy: Copy | None = None
 
     @cached_property
     def access(self) -> Access:

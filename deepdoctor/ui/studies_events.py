@@ -49,7 +49,7 @@ class StudiesEvents:
     # What is drawn
 
     def refresh(self, profile: Profile, chosen: str, seen: tuple[Any, ...]) -> Any:
-        """Outputs: why nothing is shown or what is damaged, all that is; run, checkpoint; list; then those of `_opened_updates`; seen.
+        """Outputs: what is told above, all that is shown; run, checkpoint; list; then those of `_opened_updates`; seen.
 
         What this viewer has seen is not sent again.
         """
@@ -60,20 +60,26 @@ class StudiesEvents:
         found = [(study, progress(study, self.context.judgments)) for study in self.context.studies.list()[:MOST_LISTED]]
         runs = self.runs()
         prints = {study.id: study_view.fingerprint(study, raters) for study, raters in found}
-        damaged = damage(self.context.studies, self.context.judgments)
-        now = ([(run.id, run.name, step_choices(run)) for run in runs], (chosen, prints), (chosen, prints.get(chosen)), damaged)
+        above = self._above()
+        now = ([(run.id, run.name, step_choices(run)) for run in runs], (chosen, prints), (chosen, prints.get(chosen)), above)
         before = seen or (None, None, None, None)
         if now == before:
             return gr.skip()
         opened = next((each for each in found if each[0].id == chosen), None)
         return [
-            "".join(note(each, "warn") for each in damaged),
+            above,
             gr.update(visible=True),
             *(_run_updates(runs) if now[0] != before[0] else [gr.skip()] * 2),
             study_view.studies_table(found, chosen) if now[1] != before[1] else gr.skip(),
             *(self._opened_updates(opened) if now[2] != before[2] else [gr.skip()] * OPENED),
             now,
         ]
+
+    def _above(self) -> str:
+        """What is damaged, and how far the copy on the Hub is, as HTML."""
+        damaged = "".join(note(each, "warn") for each in damage(self.context.studies, self.context.judgments))
+        copy = self.context.copy
+        return damaged + (note(copy.told, "bad" if copy.failing else "") if copy else "")
 
     def runs(self) -> list[Run]:
         """The runs that have an adapter for the base model in use, newest first."""
@@ -247,16 +253,15 @@ class StudiesEvents:
     def ask_to_delete(self, profile: Profile, chosen: str) -> list[Any]:
         """Ask before anything is removed. Outputs: question, its words."""
         study = self._opened(profile, chosen, "delete a study")
-        words = (
-            f"Delete {study.name} with its answers and raters? What they judged can then not be told apart any more. This cannot be undone."
-        )
-        return [gr.update(visible=True), note(words, "bad")]
+        return [gr.update(visible=True), note(study_view.asked_to_delete(study, self.context.copy), "bad")]
 
     @user_errors
     def delete(self, profile: Profile, chosen: str) -> list[Any]:
         """Remove the opened study. Outputs: chosen, question."""
         study = self._opened(profile, chosen, "delete a study")
         self.context.studies.delete(study.id)
+        if self.context.copy:
+            self.context.copy.soon()
         return ["", gr.update(visible=False)]
 
     @user_errors

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepdoctor.studies.draft import Draft
+from deepdoctor.studies.mirror import Copy
 from deepdoctor.studies.progress import Progress, damage_of
 from deepdoctor.studies.report import report_parts
 from deepdoctor.studies.study import Answer, State, Study
@@ -137,6 +138,16 @@ def result_parts(results: Mapping[str, Any], study: Study) -> dict[str, str]:
     if study.state == "open" and results["counts"]["verdicts"]:
         found["findings"] += note(LOOKED_EARLY)
     return found
+
+
+def asked_to_delete(study: Study, copy: Copy | None) -> str:
+    """The question before a study is deleted. copy: on the Hub, if one is kept."""
+    words = f"Delete {study.name} with its answers and raters? What they judged can then not be told apart any more. This cannot be undone."
+    if copy:
+        words += (
+            f" It goes from the dataset {copy.repo} too, but that dataset's earlier commits still hold it until its owner removes them."
+        )
+    return words
 
 
 def counted(counts: Mapping[str, Any]) -> str:

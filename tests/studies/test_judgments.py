@@ -12,10 +12,7 @@ import pytest
 
 from deepdoctor.errors import StudyError
 from deepdoctor.studies.judgments import Judgments, problems
-from deepdoctor.studies.mirror import keep_copy
-from deepdoctor.studies.study import Studies, Study
-from tests.conftest import free_port
-from tests.loopback_hub import LoopbackHub
+from deepdoctor.studies.study import Study
 from tests.studies.prepared import other, prepared, verdict
 
 RATER = "a" * 24
@@ -223,50 +220,3 @@ def test_kill_9_loses_nothing_that_was_called_saved(study: Study, tmp_path: Path
     assert len(saved) >= 50
     assert saved <= kept
     assert len(kept) <= len(saved) + 1
-
-
-def test_a_private_dataset_keeps_a_copy_and_gives_it_back(tmp_path: Path, loopback_hub: LoopbackHub) -> None:
-    token = loopback_hub.add_user("ada")
-    first, second = tmp_path / "first", tmp_path / "second"
-    study = prepared(first, 2)
-    rater = study.join("Dr. Ben", "Urology", 3)
-    (first / "runs").mkdir()
-    (first / "runs" / "config.json").write_text("{}")
-    scheduler = keep_copy(first, "ada/judgments", token, loopback_hub.url)
-    try:
-        store = Judgments(first)
-        store.add(verdict(study, rater.token, rater.trials[0].id))
-        scheduler.trigger().result()
-    finally:
-        scheduler.stop()
-    repo = loopback_hub.repos["dataset", "ada/judgments"]
-    assert repo.private
-    assert not any(path.startswith("runs") for path in loopback_hub.files("ada/judgments", "dataset"))
-
-    keep_copy(second, "ada/judgments", token, loopback_hub.url).stop()
-    again = Studies(second).get(study.id)
-    assert again.rater(rater.token) == rater
-    assert len(again.answers()) == 2
-    assert Judgments(second).rows(study.id) == store.rows(study.id)
-
-
-def test_what_is_on_disk_is_not_overwritten_by_the_copy(tmp_path: Path, loopback_hub: LoopbackHub) -> None:
-    token = loopback_hub.add_user("ada")
-    loopback_hub.add_repo("ada/judgments", {"judgments/old.jsonl": b"{}\n", "judgments/new.jsonl": b"{}\n"}, "dataset", private=True)
-    (tmp_path / "judgments").mkdir()
-    (tmp_path / "judgments" / "old.jsonl").write_text("{}\n{}\n")
-    keep_copy(tmp_path, "ada/judgments", token, loopback_hub.url).stop()
-    assert {file.name: file.read_text() for file in (tmp_path / "judgments").glob("*")} == {"old.jsonl": "{}\n{}\n", "new.jsonl": "{}\n"}
-
-
-def test_a_copy_that_cannot_be_kept_is_told_at_the_start(tmp_path: Path, loopback_hub: LoopbackHub) -> None:
-    token = loopback_hub.add_user("ada")
-    loopback_hub.add_repo("ada/open", {"judgments/a.jsonl": b"{}\n"}, "dataset")
-    with pytest.raises(StudyError, match="ada/open is public"):
-        keep_copy(tmp_path, "ada/open", token, loopback_hub.url)
-    with pytest.raises(StudyError, match="HF_TOKEN may write"):
-        keep_copy(tmp_path, "ben/judgments", token, loopback_hub.url)
-    with pytest.raises(StudyError, match="Check JUDGMENTS_REPO"):
-        keep_copy(tmp_path, "no/such/name", token, loopback_hub.url)
-    with pytest.raises(StudyError, match="cannot be used"):
-        keep_copy(tmp_path, "ada/judgments", token, f"http://127.0.0.1:{free_port()}")

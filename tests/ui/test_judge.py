@@ -232,6 +232,23 @@ def test_double_clicks_and_replays_count_once_and_two_tabs_correct(site: Site, s
     assert len(site.store.rows(study.id)) == 3
 
 
+def test_a_copy_is_asked_for_once_for_all_that_is_new(tmp_path: Path, study: Study, rater: Rater) -> None:
+    asked: list[int] = []
+
+    def saved() -> None:
+        asked.append(len(site.store.rows(study.id)))
+
+    site = Site(tmp_path)
+    site.mounted = Starlette(routes=judge_routes(tmp_path, False, saved))
+    form = {**WHOLE, "submission": submission(site.get(at(study, rater, rater.trials[0]))), "action": "save"}
+    for _ in range(2):
+        assert site.post(at(study, rater, rater.trials[0]), given=form).status_code == 303
+    site.post(at(study, rater, rater.trials[0]), submission="1-lock", action="lock")
+    assert asked == [1, 2], "on disk before it is copied, and a replay copies nothing"
+    site.post(f"/judge/{study.id}", token="b" * 24, name="Ben", specialty="Urology", years="3")
+    assert len(asked) == 3
+
+
 def test_a_verdict_changes_until_it_is_locked(site: Site, study: Study, rater: Rater) -> None:
     trial = rater.trials[0]
     judged(site, study, rater, trial)

@@ -21,7 +21,7 @@ from deepdoctor.ui.form import build_form
 from deepdoctor.ui.loaded import Loaded
 from deepdoctor.ui.studies_events import DRAFTED, NO_PROBLEMS, OPENED, StudiesEvents
 from tests.studies.prepared import created, prepared, verdict
-from tests.ui.fakes import FakeEngine, fake_context, fake_run, in_event_loop
+from tests.ui.fakes import FakeCopy, FakeEngine, fake_context, fake_run, in_event_loop
 
 SKIPPED = gr.skip()
 PAYLOAD = "<img src=x onerror=alert(1)>${a}{{b}}"
@@ -283,6 +283,7 @@ def test_delete_asks_first(events: StudiesEvents, context: Context, tmp_path: Pa
     question, words = events.ask_to_delete(None, study.id)
     assert question["visible"]
     assert study.name in words
+    assert "dataset" not in words
     assert context.studies.list() == [study]
     assert events.delete(None, study.id)[0] == ""
     assert context.studies.list() == []
@@ -321,6 +322,23 @@ def test_an_opened_study_whose_answers_are_damaged_says_so(events: StudiesEvents
     assert not now["results"]["visible"]
     assert "Another" in now["table"]
     assert "Nobody has joined yet" in shown(events, other.id)["standing"]
+
+
+def test_the_copy_on_the_hub_is_told_and_cleaned_of_what_is_deleted(context: Context, tmp_path: Path) -> None:
+    study, copy = prepared(tmp_path, 2), FakeCopy("Copied, last at 10:00 <b>.")
+    events = events_of(replace(context, copy=copy))
+    assert shown(events)["above"] == '<p class="dd-note ">Copied, last at 10:00 &lt;b&gt;.</p>'
+    failing = shown(events_of(replace(context, copy=FakeCopy("The copy fails.", failing=True))))
+    assert "dd-note bad" in failing["above"]
+    assert "The copy fails." in failing["above"]
+    _question, words = events.ask_to_delete(None, study.id)
+    assert "from the dataset ada/judgments too" in words
+    assert "earlier commits still hold it" in words
+    assert copy.asked == 0
+    events.delete(None, study.id)
+    assert copy.asked == 1
+    hidden = replace(context, copy=copy, settings=Settings(data_dir=tmp_path, host="0.0.0.0"))
+    assert "10:00" not in json.dumps(events_of(hidden).refresh(None, "", ()), default=str)
 
 
 def test_names_stay_text(events: StudiesEvents, tmp_path: Path) -> None:

@@ -39,21 +39,27 @@ KEPT = {"Cache-Control": "max-age=86400"}
 Handler = Callable[[Request, FormData], Response]
 
 
-def judge_routes(data_dir: Path, can_log_in: bool) -> list[Mount]:
+def _nothing() -> None:
+    """Where no copy is kept."""
+
+
+def judge_routes(data_dir: Path, can_log_in: bool, saved: Callable[[], None] = _nothing) -> list[Mount]:
     """The judging pages, for `launch(app_kwargs={"routes": …})`. Call it once a process: it owns the store.
 
-    `can_log_in`: whether Hugging Face tells who a visitor is, as on a Space. Elsewhere Gradio's login is a mock.
+    `can_log_in`: whether Hugging Face tells who a visitor is, as on a Space. Elsewhere Gradio's login is a mock. `saved` is called when
+    something new is on disk; it must not wait or fail.
     """
-    return [Mount("/judge", Judge(Studies(data_dir), Judgments(data_dir), can_log_in).app())]
+    return [Mount("/judge", Judge(Studies(data_dir), Judgments(data_dir), can_log_in, saved).app())]
 
 
 class Judge:
     """The judging pages over the studies and the store."""
 
-    def __init__(self, studies: Studies, judgments: Judgments, can_log_in: bool) -> None:
+    def __init__(self, studies: Studies, judgments: Judgments, can_log_in: bool, saved: Callable[[], None] = _nothing) -> None:
         self.studies = studies
         self.judgments = judgments
         self.can_log_in = can_log_in
+        self.saved = saved
         self.material = reader()
         self._joining = Lock()
 
@@ -95,6 +101,7 @@ class Judge:
             try:
                 with self._joining:
                     rater = study.join(given["name"], given["specialty"], int(given["years"]), token)
+                self.saved()
                 return _to(f"{pages.root(request)}/{study.id}/{rater.token}")
             except StudyError as error:
                 wrong = {"specialty" if user else "name": str(error)}
@@ -149,7 +156,8 @@ class Judge:
         return _to(visit.home)
 
     def _add(self, visit: Visit, trial: str, row: dict[str, Any]) -> None:
-        self.judgments.add({"study": visit.study.id, "rater": visit.rater.token, "trial": trial, **row})
+        if self.judgments.add({"study": visit.study.id, "rater": visit.rater.token, "trial": trial, **row}):
+            self.saved()
 
     def _join_form(self, request: Request, study: Study, given: dict[str, str], wrong: dict[str, str]) -> Response:
         known = sorted({question.specialty for question in self.material(study).questions.values() if question.specialty})
