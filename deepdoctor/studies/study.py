@@ -105,7 +105,10 @@ class Study:
         return {row["id"]: row["seen"] for row in _read_json(self.path / "questions.json", list)}
 
     def answers(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """Rows of answers.jsonl by question id and seed: {"question", "seed", "comparison", "native"}. Of repeated ones the last counts."""
+        """Rows of answers.jsonl by question id and seed: {"question", "seed", "comparison", "native"}. Of repeated ones the last counts.
+
+        "native" is a transcript with its "proof" (comparison.BaseProof), or None; older studies have it without proof.
+        """
         return {(row["question"], row["seed"]): row for row in read_rows(self.path / "answers.jsonl")[0]}
 
     def append_answer(self, row: Mapping[str, Any]) -> None:
