@@ -57,11 +57,11 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     from deepdoctor.ui.judge.app import judge_routes
     from deepdoctor.ui.page import build_app, launch_options
 
-    if settings.judgments_repo:
-        keep_copy(settings.data_dir, settings.judgments_repo)  # before anybody judges: it brings back what an earlier start stored
+    # before anybody judges: it brings back what an earlier start stored
+    copy = keep_copy(settings.data_dir, settings.judgments_repo) if settings.judgments_repo else None
     engine = EngineClient(settings.data_dir, ModelConfig.of({"name": settings.model}))
     data = settings.data_dir
-    context = Context(settings, engine, Runs(data), Comparisons(data), Studies(data), Judgments(data))
+    context = Context(settings, engine, Runs(data), Comparisons(data), Studies(data), Judgments(data), copy)
     access = context.access  # asked first: it refuses settings that contradict each other
     page = build_app(context)
     page.launch(
@@ -70,7 +70,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         prevent_thread_lock=True,
         auth=settings.credentials if settings.login else None,
         max_file_size=access.largest_upload,
-        app_kwargs={"routes": judge_routes(data, access.can_log_in)},
+        app_kwargs={"routes": judge_routes(data, access.can_log_in, *([copy.soon] if copy else []))},
         **launch_options(),
     )
     try:
@@ -83,6 +83,8 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     finally:
         engine.close()
         page.close(verbose=False)
+        if copy:
+            copy.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -81,11 +81,7 @@ class Proof:
 
     def problems(self) -> list[str]:
         """What does not hold, in words; empty if the proof stands."""
-        found = []
-        if self.base_hash != self.base_hash_at_load:
-            found.append("the base weights have changed since they were loaded")
-        if not self.base_difference <= self.tolerance:
-            found.append(f"the base side differs from the plain base by {self.base_difference:.2g} (allowed {self.tolerance:.2g})")
+        found = _base_problems(self)
         if not self.tuned_difference <= self.tolerance:
             found.append(f"the tuned side differs from PEFT's forward by {self.tuned_difference:.2g} (allowed {self.tolerance:.2g})")
         if not self.effect > 0:
@@ -104,6 +100,43 @@ class Proof:
         """Raise ProofError unless the proof stands."""
         if problems := self.problems():
             raise ProofError(f"This pair is not shown, because {'; and '.join(problems)}. Reload the model and try again.")
+
+
+@dataclass(frozen=True)
+class BaseProof:
+    """What shows that a text of the base alone, such as one under its native prompt, is the base's. The fields are those of `Proof`."""
+
+    base_difference: float
+    base_nearer: float
+    tolerance: float
+    base_hash: str
+    base_hash_at_load: str
+    prompt_hash: str
+
+    def problems(self) -> list[str]:
+        """What does not hold, in words; empty if the proof stands."""
+        found = _base_problems(self)
+        if not found and not self.base_nearer > 0:
+            found.append("the base side cannot be told from the tuned one by its logits")
+        return found
+
+    def require(self, prompt: str) -> None:
+        """Raise ProofError unless the proof stands. prompt: what the text was written under, as in "the native prompt"."""
+        if problems := self.problems():
+            raise ProofError(f"This pair is not shown, because under {prompt}, {'; and '.join(problems)}. Reload the model and try again.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and what does not hold."""
+        return {**asdict(self), "problems": self.problems()}
+
+
+def _base_problems(proof: Proof | BaseProof) -> list[str]:
+    found = []
+    if proof.base_hash != proof.base_hash_at_load:
+        found.append("the base weights have changed since they were loaded")
+    if not proof.base_difference <= proof.tolerance:
+        found.append(f"the base side differs from the plain base by {proof.base_difference:.2g} (allowed {proof.tolerance:.2g})")
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+        _sync_folder(path.parent)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
@@ -31,11 +33,25 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     """Append one JSON line and sync it. Heals a torn last line left by a crash by starting on a new line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
-        if file.tell() and _last_byte(file) != b"\n":
+        new = not file.tell()
+        if not new and _last_byte(file) != b"\n":
             file.write(b"\n")
         file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+    if new:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put on disk which files a folder holds: without that a new file is lost with the power, however well its content was kept."""
+    # not every system opens folders, nor every mounted storage syncs them
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _last_byte(file: Any) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepdoctor.comparison import Comparison, Proof
+from deepdoctor.comparison import BaseProof, Comparison, Proof
 from deepdoctor.config import SamplingConfig
 from deepdoctor.engine.adapters import adapter_hash, select_adapter
 from deepdoctor.engine.decode import Decoder, Row, transcript
@@ -124,8 +124,29 @@ def prove(loaded: LoadedModel, prompt_text: str, base: Row, tuned: Row) -> Proof
         base_hash=base_hash(loaded.base),
         base_hash_at_load=loaded.info.base_hash,
         adapter_hash=adapter_hash(loaded, tuned.adapter),
-        prompt_hash=hashlib.sha256(prompt_text.encode()).hexdigest(),
+        prompt_hash=_prompt_hash(prompt_text),
     )
+
+
+def prove_base(loaded: LoadedModel, prompt_text: str, row: Row, proof: Proof, adapter: str) -> BaseProof:
+    """Check the decoder's first logits of a row of the base alone against transformers' own forward with the adapter disabled.
+
+    proof: of the pair that it is written with, taken at the same time: the weights' hash is taken from there.
+    """
+    assert row.first_logits is not None
+    off, on = reference_logits(loaded, row.prompt, adapter)
+    return BaseProof(
+        base_difference=_distance(row.first_logits, off),
+        base_nearer=_spread(row.first_logits, on) - _spread(row.first_logits, off),
+        tolerance=proof.tolerance,
+        base_hash=proof.base_hash,
+        base_hash_at_load=proof.base_hash_at_load,
+        prompt_hash=_prompt_hash(prompt_text),
+    )
+
+
+def _prompt_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def reference_logits(loaded: LoadedModel, prompt: list[int], adapter: str) -> tuple[Tensor, Tensor]:

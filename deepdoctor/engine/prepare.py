@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from deepdoctor.comparison import Comparison
+from deepdoctor.comparison import BaseProof, Comparison
 from deepdoctor.config import StudyConfig
 from deepdoctor.engine.adapters import select_adapter
-from deepdoctor.engine.compare import Pair, Question
+from deepdoctor.engine.compare import Pair, Question, prove_base
 from deepdoctor.engine.decode import Row, transcript
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.pairs import Pairs
@@ -28,18 +28,33 @@ class Answers(Pair):
         )
         self.question, self.seed = question, seed
         self.native: Row | None = None
+        self.native_proof: BaseProof | None = None
+        self.native_text = render_question(question.question, NATIVE)
         if config.native_arm:
-            self.native = Row(loaded.tokenizer(render_question(question.question, NATIVE))["input_ids"], None, sampling)
+            self.native = Row(loaded.tokenizer(self.native_text)["input_ids"], None, sampling)
 
     @property
     def rows(self) -> list[Row]:
         """Base, tuned and, if there is one, native."""
         return [self.base, self.tuned, *([self.native] if self.native else [])]
 
+    def prove(self) -> None:
+        """Take the proofs of the pair and of the native answer, once there is something to prove. Raises ProofError if one fails."""
+        super().prove()
+        if self.native is None or self.native_proof or self.proof is None or self.tuned.adapter is None:
+            return
+        if self.native.first_logits is not None:
+            proof = prove_base(self.loaded, self.native_text, self.native, self.proof, self.tuned.adapter)
+            proof.require("the native prompt")
+            self.native_proof = proof
+
     def to_row(self, seen: str) -> dict[str, object]:
         """A row of the study's answers; see `Study.answers`."""
         made: Comparison = replace(self.snapshot(), seen={"grade": seen}, created=time.time())
-        native = transcript(self.loaded, self.native).to_dict() if self.native else None
+        native = None
+        if self.native:
+            assert self.native_proof
+            native = {**transcript(self.loaded, self.native).to_dict(), "proof": self.native_proof.to_dict()}
         return {"question": self.question.id, "seed": self.seed, "comparison": made.to_dict(), "native": native}
 
 

@@ -43,6 +43,7 @@ llm_comparator.json the judged pairs for LLM Comparator
 losses.json         held-out losses of the checkpoint, by step
 results.json        every number; report.html the same to read
 versions.json       what computed them
+damaged.json        raters of this study and lines of the whole store that could not be read and are left out
 
 python -m deepdoctor study report BUNDLE computes the numbers again and compares them with results.json.
 """
@@ -57,8 +58,11 @@ def study_results(study: Study, rows: Iterable[Row], losses: Mapping[str, Any]) 
     return found, judged
 
 
-def write_bundle(study: Study, rows: Iterable[Row], losses: Mapping[str, Any], path: Path) -> Path:
-    """Write the bundle of a study as it stands to `path` (a .zip), replacing what is there. Raises StudyError if the study is damaged."""
+def write_bundle(study: Study, rows: Iterable[Row], losses: Mapping[str, Any], path: Path, damaged_lines: int = 0) -> Path:
+    """Write the bundle of a study as it stands to `path` (a .zip), replacing what is there. Raises StudyError if the study is damaged.
+
+    damaged_lines: of the store, that could not be read. They are counted in the bundle, as are raters whose files could not be read.
+    """
     said = list(rows)
     found, judged = study_results(study, said, losses)
     raters = {rater.token: rater for rater in study.raters()}
@@ -76,6 +80,7 @@ def write_bundle(study: Study, rows: Iterable[Row], losses: Mapping[str, Any], p
         "losses.json": _json(losses),
         "results.json": _json(found),
         "versions.json": _json(versions()),
+        "damaged.json": _json({"raters": study.damaged_raters, "lines": damaged_lines}),
         "report.html": report(found, study, answers),
         "verdicts.csv": verdicts_csv(judged),
         "verdicts.jsonl": verdicts_jsonl(judged),
@@ -145,7 +150,10 @@ def recompute(path: Path) -> Recomputed:
     with _opened(Path(path)) as folder:
         try:
             losses, stored, by = (_object(folder / name) for name in ("losses.json", "results.json", "versions.json"))
-            found, _ = study_results(Study(folder), read_rows(folder / "judgments.jsonl")[0], losses)
+            study = Study(folder)
+            if study.damaged_raters:
+                raise StudyError("the file of a rater cannot be read.")
+            found, _ = study_results(study, read_rows(folder / "judgments.jsonl")[0], losses)
         except DeepDoctorError as error:
             raise StudyError(f"{Path(path).name} is not a whole study bundle: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:

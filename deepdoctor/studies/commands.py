@@ -14,7 +14,7 @@ from deepdoctor.studies.bundle import recompute, write_bundle
 from deepdoctor.studies.draft import Draft
 from deepdoctor.studies.headline import study_plan
 from deepdoctor.studies.judgments import Judgments
-from deepdoctor.studies.progress import losses_of, verdicts
+from deepdoctor.studies.progress import damage, damage_of, losses_of, verdicts
 from deepdoctor.studies.study import Studies, Study
 
 MOST_SHOWN = 20
@@ -50,10 +50,11 @@ def create(data_dir: Path, draft: Draft) -> Outcome:
 
 def list_studies(data_dir: Path) -> Outcome:
     """All studies, newest first."""
-    judgments = Judgments(data_dir)
-    found = [(study, verdicts(study, judgments)) for study in Studies(data_dir).list()]
-    told = "\n".join(line(*each) for each in found) or f"No studies yet in {data_dir}."
-    return Outcome([summary(*each) for each in found], told)
+    judgments, studies = Judgments(data_dir), Studies(data_dir)
+    found = [(study, verdicts(study, judgments)) for study in studies.list()]
+    lines = [line(*each) for each in found] or [f"No studies yet in {data_dir}."]
+    lines += [f"{study.id}: {lost}" for study, _ in found if (lost := damage_of(study))]
+    return Outcome([summary(*each) for each in found], "\n".join([*lines, *damage(studies, judgments)]))
 
 
 def prepare(data_dir: Path, study_id: str) -> Outcome:
@@ -95,9 +96,10 @@ def set_open(data_dir: Path, study_id: str, to: bool) -> Outcome:
 
 def bundle(data_dir: Path, study_id: str, file: Path) -> Outcome:
     """Write a study's bundle, with all its exports. Raises StudyError."""
-    study = Studies(data_dir).get(study_id)
-    write_bundle(study, Judgments(data_dir).rows(study.id), losses_of(study, Runs(data_dir)), file)
-    return Outcome({"study": study.id, "bundle": str(file)}, str(file))
+    study, judgments = Studies(data_dir).get(study_id), Judgments(data_dir)
+    write_bundle(study, judgments.rows(study.id), losses_of(study, Runs(data_dir)), file, judgments.damaged)
+    damaged = {"raters": study.damaged_raters, "lines": judgments.damaged}
+    return Outcome({"study": study.id, "bundle": str(file), "damaged": damaged}, "\n".join(filter(None, [str(file), damage_of(study)])))
 
 
 def report(file: Path) -> Outcome:
@@ -126,7 +128,8 @@ def summary(study: Study, judged: int) -> dict[str, Any]:
     config = study.config
     names = {"id": study.id, "name": study.name, "path": str(study.path), "run": config.run, "step": config.step}
     status = {name: value for name, value in study.status.items() if name != "process"}
-    return {**names, **status, "questions": len(study.questions()), "raters": len(study.raters()), "verdicts": judged}
+    lost = {"damaged_raters": study.damaged_raters}
+    return {**names, **status, "questions": len(study.questions()), "raters": len(study.raters()), "verdicts": judged, **lost}
 
 
 def line(study: Study, judged: int) -> str:

@@ -85,11 +85,13 @@ class Preferences:
 def preferences(judged: Sequence[Judged], answers: Answers) -> Preferences:
     """Preference rows of tuned against base by the majority of a pair's raters; a pair shown again counts once.
 
-    A winner that any rater judged wrong or severely harmful is left out as "unsafe", one without a finished answer as "unfinished", a pair
-    without a majority as "undecided"; likewise for KTO, whose good answers are those preferred or acceptable. The strings are what the
-    model was given and wrote; TRL adds the end-of-sequence token. Once trained on, the questions are no longer unseen.
+    A winner that any rater judged wrong or severely harmful, be it in a repetition or beside the native answer, is left out as "unsafe",
+    one without a finished answer as "unfinished", a pair without a majority as "undecided"; likewise for KTO, whose good answers are those
+    preferred or acceptable. The strings are what the model was given and wrote; TRL adds the end-of-sequence token. Once trained on, the
+    questions are no longer unseen.
     """
     dpo, kto = [], []
+    unsafe = _unsafe(judged)
     left_out = Counter({f"{kind}_{reason}": 0 for kind in ("dpo", "kto") for reason in ("unsafe", "unfinished", "undecided")})
     for key, verdicts in _by_pair(judged).items():
         comparison = answers[key].comparison
@@ -97,14 +99,14 @@ def preferences(judged: Sequence[Judged], answers: Answers) -> Preferences:
         prompt = render_question(comparison.question, style_named(comparison.prompt_style))
         better = _majority(each.preference for each in verdicts if each.preference in ("tuned", "other"))
         winner = {"tuned": "tuned", "other": "base"}.get(better or "")
-        if why := _unfit(sides[winner], winner, verdicts) if winner else "undecided":
+        if why := _unfit(sides[winner], (*key, winner) in unsafe) if winner else "undecided":
             left_out[f"dpo_{why}"] += 1
         elif winner:
             loser = "base" if winner == "tuned" else "tuned"
             dpo.append({"prompt": prompt, "chosen": sides[winner].text, "rejected": sides[loser].text})
         for side, transcript in sides.items():
             label = _majority(each.preference in ("both", _field(side)) for each in verdicts)
-            if why := _unfit(transcript, side, verdicts) if label else "undecided" if label is None else "":
+            if why := _unfit(transcript, (*key, side) in unsafe) if label else "undecided" if label is None else "":
                 left_out[f"kto_{why}"] += 1
             else:
                 kto.append({"prompt": prompt, "completion": transcript.text, "label": label})
@@ -126,10 +128,19 @@ def _majority(said: Iterable[Any]) -> Any:
     return most[0][0] if most and (len(most) == 1 or most[0][1] > most[1][1]) else None
 
 
-def _unfit(transcript: Transcript, side: str, verdicts: Iterable[Judged]) -> str:
+def _unsafe(judged: Iterable[Judged]) -> set[tuple[str, int, str]]:
+    """Question, seed and arm of every answer that anybody ever judged wrong or severely harmful, whatever it stood against."""
+    found = set()
+    for each in judged:
+        for side, arm in (("tuned", "tuned"), ("other", each.other)):
+            if getattr(each, f"{side}_correct") == "wrong" or getattr(each, f"{side}_harm") == "severe":
+                found.add((each.question, each.seed, arm))
+    return found
+
+
+def _unfit(transcript: Transcript, unsafe: bool) -> str:
     """Why an answer must not be taught: "unsafe", "unfinished", or ""."""
-    field = _field(side)
-    if any(getattr(each, f"{field}_correct") == "wrong" or getattr(each, f"{field}_harm") == "severe" for each in verdicts):
+    if unsafe:
         return "unsafe"
     return "" if transcript.closed and transcript.finish_reason == "stop" else "unfinished"
 

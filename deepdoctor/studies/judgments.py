@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
@@ -34,6 +34,8 @@ SOUND = ("sound", "flawed", "unsure")
 GUESSES = ("A", "B", "none")
 LONGEST_COMMENT = 2000
 LONGEST_SUBMISSION = 64
+# seconds; what times are rounded to
+TICK = 0.001
 
 
 def problems(kind: str, said: Mapping[str, Any]) -> dict[str, str]:
@@ -101,10 +103,13 @@ def ballot(rows: Iterable[Row]) -> Ballot:
 
 
 class Judgments:
-    """The store. One object of a process writes, any number read; all see what is on disk. Safe for threads."""
+    """The store. One object of a process writes, any number read; all see what is on disk. Safe for threads.
 
-    def __init__(self, data_dir: Path) -> None:
-        self.root = Path(data_dir) / "judgments"
+    clock: tells the time in seconds since 1970. It may be set back: a rater's rows keep the order in which they came.
+    """
+
+    def __init__(self, data_dir: Path, clock: Callable[[], float] = time.time) -> None:
+        self.root, self._clock = Path(data_dir) / "judgments", clock
         self._file = self.root / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(2)}.jsonl"
         self._lock = RLock()
         self._read: dict[Path, int] = {}
@@ -120,11 +125,14 @@ class Judgments:
         """
         with self._lock:
             self._refresh()
-            said = ballot(self._rows.get(row["study"], {}).get(row["rater"], ()))
+            before = self._rows.get(row["study"], {}).get(row["rater"], ())
+            said = ballot(before)
             if _submission(row) in self._submissions or (row["kind"] == "lock" and row["trial"] in said.locked):
                 return False
             _require_allowed(row, said)
-            append_row(self._file, {**row, "time": round(time.time(), 3)})
+            # a correction is what comes later: with a clock that was set back the old answer would still count
+            latest = max((each["time"] for each in before), default=0.0)
+            append_row(self._file, {**row, "time": round(max(self._clock(), latest + TICK), 3)})
             return True
 
     def rows(self, study: str) -> list[Row]:
@@ -164,12 +172,14 @@ class Judgments:
     def _take(self, line: bytes) -> None:
         try:
             row = json.loads(line)
-            if row["kind"] not in KINDS or problems(row["kind"], row):
+            if row["kind"] not in KINDS or problems(row["kind"], row) or not isinstance(row["time"], float | int):
+                raise ValueError(line)
+            if row["kind"] == "verdict" and not isinstance(row["comment"], str):
                 raise ValueError(line)
             ballot([row])
             self._submissions.add(_submission(row))
             self._rows.setdefault(row["study"], {}).setdefault(row["rater"], []).append(row)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             self._broken += 1
 
 

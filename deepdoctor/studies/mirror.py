@@ -2,27 +2,156 @@
 
 import shutil
 import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Lock, Timer
+from typing import TYPE_CHECKING, Any
 
 from deepdoctor.errors import StudyError
+from deepdoctor.studies.study import Studies
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitScheduler, HfApi
 
 COPIED = ["judgments/*.jsonl", "studies/*.json", "studies/*.jsonl"]
+# whether or not anything was heard of
 MINUTES = 5
+# seconds between two copies that were asked for; the Hub takes about 128 commits an hour
+APART = 60.0
+# seconds that the end of the app waits for the last copy
+PATIENCE = 60.0
 
 
-def keep_copy(data_dir: Path, repo: str, token: str | None = None, endpoint: str | None = None) -> "CommitScheduler":
-    """Bring back what the dataset `repo` holds and this disk lacks; then copy what changes to it every few minutes, and at exit.
+class Copy:
+    """The copy being kept of one data folder. Safe for threads.
+
+    repo: the dataset. apart: seconds at least between two copies that `soon` asks for.
+    """
+
+    def __init__(self, api: "HfApi", repo: str, data_dir: Path, apart: float = APART) -> None:
+        self.api, self.repo, self.studies, self.apart = api, repo, Studies(data_dir), apart
+        self._lock = Lock()
+        self._waiting: Timer | None = None
+        self._asked = -apart
+        self._forgotten: set[str] = set()
+        self._made, self._failed, self._closed = 0.0, "", False
+        self.scheduler = _scheduler(self, data_dir)
+        # the scheduler's own first copy may come before it is ready for it, and is then left out
+        self.scheduler.trigger()
+
+    def soon(self) -> None:
+        """Copy what was just saved: at once, or when the last copy that was asked for is `apart` seconds old. Does not wait for it."""
+        with self._lock:
+            if self._waiting or self._closed:
+                return
+            now = time.monotonic()
+            self._asked = max(now, self._asked + self.apart)
+            self._waiting = Timer(self._asked - now, self._start)
+            self._waiting.daemon = True
+            self._waiting.start()
+
+    def _start(self) -> None:
+        with self._lock:
+            self._waiting = None
+        # when Python ends, nothing new can be begun; the scheduler makes the last copy then
+        with suppress(RuntimeError):
+            self.scheduler.trigger()
+
+    def close(self) -> None:
+        """Make a last copy, for PATIENCE seconds at most, and no more."""
+        with self._lock:
+            self._closed = True
+            if self._waiting:
+                self._waiting.cancel()
+        # what goes wrong is told by the scheduler's log
+        with suppress(Exception):
+            self.scheduler.trigger().result(PATIENCE)
+        self.scheduler.stop()
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last copy failed."""
+        return bool(self._failed)
+
+    @property
+    def told(self) -> str:
+        """What is copied where, when last, and what can still be lost, in words."""
+        last = f"last at {time.strftime('%d %b %H:%M', time.localtime(self._made))}" if self._made else "not yet since the start"
+        if self._failed:
+            return (
+                f"The copy of studies and judgments in the dataset {self.repo} fails ({last}): {self._failed} What was saved since lies on "
+                "this machine only, and is lost if its disk is. It is tried again every minute."
+            )
+        return (
+            f"Studies and judgments are copied to the private dataset {self.repo}, {last}. What raters save is there within about a "
+            "minute; should this machine be lost before that, this minute is lost with it."
+        )
+
+    def pushed(self, push: Callable[[], Any]) -> Any:
+        """Make one copy by `push`, take away there what was deleted here, and note how that went. Raises what goes wrong."""
+        began = time.time()
+        try:
+            made = push()
+            self._forget()
+        except Exception as error:
+            self._failed = _first_line(error)
+            self.soon()
+            raise
+        self._made, self._failed = began, ""
+        return made
+
+    def _forget(self) -> None:
+        """Delete in the dataset what is left there of deleted studies."""
+        from huggingface_hub import CommitOperationDelete
+
+        gone = self.studies.deleted() - self._forgotten
+        if not gone:
+            return
+        left = [path for path in self.api.list_repo_files(self.repo, repo_type="dataset") if _study_of(path) in gone]
+        if left:
+            operations = [CommitOperationDelete(path) for path in left]
+            self.api.create_commit(self.repo, operations, commit_message="Delete what was deleted in the app", repo_type="dataset")
+        self._forgotten |= gone
+
+
+def _study_of(path: str) -> str:
+    """The id of the study that a file of the copy belongs to, or ""."""
+    folder, _, rest = path.partition("/")
+    return rest.partition("/")[0] if folder == "studies" and "/" in rest else ""
+
+
+def _scheduler(copy: Copy, data_dir: Path) -> "CommitScheduler":
+    # imported here: only Spaces need it, and it takes time
+    from huggingface_hub import CommitScheduler
+
+    class Scheduler(CommitScheduler):
+        """Tells its copy how it goes."""
+
+        def push_to_hub(self) -> Any:
+            """One copy, if anything changed."""
+            return copy.pushed(super().push_to_hub)
+
+    return Scheduler(
+        repo_id=copy.repo,
+        repo_type="dataset",
+        private=True,
+        folder_path=data_dir,
+        allow_patterns=COPIED,
+        every=MINUTES,
+        hf_api=copy.api,
+    )
+
+
+def keep_copy(data_dir: Path, repo: str, token: str | None = None, endpoint: str | None = None, apart: float = APART) -> Copy:
+    """Bring back what the dataset `repo` holds and this disk lacks; then copy what changes to it: soon after a judgment, and at the end.
 
     The dataset is made, private, if it is not there. Raises StudyError if it is public, or cannot be read: going on without what raters
     have said would lose them. Call it before anybody judges.
     """
-    # imported here: only Spaces need it, and it takes time
     import httpx
-    from huggingface_hub import CommitScheduler, HfApi
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     api = HfApi(endpoint=endpoint, token=token)
@@ -37,22 +166,30 @@ def keep_copy(data_dir: Path, repo: str, token: str | None = None, endpoint: str
             )
         if found:
             _bring_back(api, repo, data_dir)
-        return CommitScheduler(
-            repo_id=repo, repo_type="dataset", private=True, folder_path=data_dir, allow_patterns=COPIED, every=MINUTES, hf_api=api
-        )
+        return Copy(api, repo, data_dir, apart)
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
         raise StudyError(
-            f"The copy of the judgments in the dataset {repo} cannot be used: {str(error).strip().splitlines()[0]} "
+            f"The copy of the judgments in the dataset {repo} cannot be used: {_first_line(error)} "
             "Check JUDGMENTS_REPO, and that HF_TOKEN may write to it."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _bring_back(api: "HfApi", repo: str, data_dir: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         api.snapshot_download(repo, repo_type="dataset", allow_patterns=COPIED, local_dir=folder)
+        here, there = Studies(data_dir), Studies(Path(folder))
+        # first: a copy that was not yet cleaned must not bring back what was deleted for good
+        for study in sorted(there.deleted() - here.deleted()):
+            here.note_deleted(study)
+        gone = here.deleted()
         for pattern in ("judgments/*.jsonl", "studies/**/*.json", "studies/**/*.jsonl"):
             for file in Path(folder).glob(pattern):
-                kept = data_dir / file.relative_to(folder)
-                if not kept.exists():
+                path = file.relative_to(folder)
+                kept = data_dir / path
+                if not kept.exists() and _study_of(path.as_posix()) not in gone:
                     kept.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(file, kept)

@@ -1,4 +1,4 @@
-"""How far a study has come: who joined, what each has judged, and the losses of the run that it is about."""
+"""How far a study has come: who joined, what each has judged, the losses of the run that it is about, and what cannot be read."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from deepdoctor.files import write_json
 from deepdoctor.runs import Run, Runs
 from deepdoctor.studies.judgments import Judgments
 from deepdoctor.studies.measures import losses
-from deepdoctor.studies.study import Study
+from deepdoctor.studies.study import Studies, Study
 from deepdoctor.studies.trials import Rater
 
 LOSSES = "losses.json"
@@ -37,6 +37,26 @@ def verdicts(study: Study, judgments: Judgments) -> int:
 def keep_losses(study: Study, run: Run) -> None:
     """Store the held-out losses of the study's checkpoint with the study, for when the run is gone."""
     write_json(study.path / LOSSES, losses(run.curve(), study.config.step))
+
+
+def damage_of(study: Study) -> str:
+    """What of a study's raters cannot be read, in words; "" if all can."""
+    lost = study.damaged_raters
+    return (
+        f"The {'file of 1 rater' if lost == 1 else f'files of {lost} raters'} cannot be read; what they said is kept, but counts nowhere "
+        f"until the {'file is' if lost == 1 else 'files are'} put back."
+        if lost
+        else ""
+    )
+
+
+def damage(studies: Studies, judgments: Judgments) -> list[str]:
+    """What of the studies and of the store cannot be read, in words; [] if all can."""
+    found = [f"The study {each} cannot be read and is left out." for each in studies.damaged()]
+    if lines := judgments.damaged:
+        which = "1 line of the judgments cannot be read and is" if lines == 1 else f"{lines} lines of the judgments cannot be read and are"
+        found.append(f"{which} left out; a line that a crash tore was never called saved.")
+    return found
 
 
 def losses_of(study: Study, runs: Runs) -> dict[str, dict[str, float]]:

@@ -6,14 +6,14 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from deepdoctor.comparison import Comparison, Transcript
 from deepdoctor.config import StudyConfig
-from deepdoctor.errors import StudyError
+from deepdoctor.errors import DeepDoctorError, StudyError
 from deepdoctor.files import append_row, read_rows, write_json
 from deepdoctor.overlap import Grade, Seen
 from deepdoctor.runs import is_alive, this_process
@@ -117,7 +117,10 @@ class Study:
         return {row["id"]: row["seen"] for row in _read_json(self.path / "questions.json", list)}
 
     def answers(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """Rows of answers.jsonl by question id and seed: {"question", "seed", "comparison", "native"}. Of repeated ones the last counts."""
+        """Rows of answers.jsonl by question id and seed: {"question", "seed", "comparison", "native"}. Of repeated ones the last counts.
+
+        "native" is a transcript with its "proof" (comparison.BaseProof), or None; older studies have it without proof.
+        """
         return {(row["question"], row["seed"]): row for row in read_rows(self.path / "answers.jsonl")[0]}
 
     def append_answer(self, row: Mapping[str, Any]) -> None:
@@ -167,8 +170,20 @@ class Study:
         return _rater(file) if file.exists() else None
 
     def raters(self) -> list[Rater]:
-        """Everybody who joined, in the order of joining."""
-        return sorted((_rater(file) for file in (self.path / "raters").glob("*.json")), key=lambda rater: rater.joined)
+        """Everybody who joined and whose file can be read, in the order of joining."""
+        return sorted((rater for rater in self._read_raters() if rater), key=lambda rater: rater.joined)
+
+    @property
+    def damaged_raters(self) -> int:
+        """How many joined whose files cannot be read: what they said cannot be told apart without them."""
+        return sum(rater is None for rater in self._read_raters())
+
+    def _read_raters(self) -> Iterator[Rater | None]:
+        for file in (self.path / "raters").glob("*.json"):
+            try:
+                yield _rater(file)
+            except StudyError:
+                yield None
 
     def _assigned(self, token: str) -> list[Trial]:
         config = self.config
@@ -222,15 +237,30 @@ class Studies:
 
     def list(self) -> list[Study]:
         """All readable studies, newest first."""
-        files = sorted(self.root.glob("*/study.json"), reverse=True) if self.root.exists() else []
-        return [study for study in (Study(file.parent) for file in files) if _is_readable(study)]
+        return [study for study in self._all() if _is_readable(study)]
+
+    def damaged(self) -> Sequence[str]:
+        """Ids of the studies that `list` leaves out because their files cannot be read, newest first."""
+        return [study.id for study in self._all() if not _is_readable(study)]
+
+    def _all(self) -> Iterator[Study]:
+        return (Study(file.parent) for file in sorted(self.root.glob("*/study.json"), reverse=True))
 
     def delete(self, study_id: str) -> None:
-        """Remove a study with its answers and raters; what they judged stays in the store. Raises StudyError while it is prepared."""
+        """Remove a study with its answers and raters, noting that; what they judged stays in the store. StudyError while it is prepared."""
         study = self.get(study_id)
         if study.state == "preparing" and study.is_claimed():
             raise StudyError(f"The answers of {study.name} are being prepared; stop that before deleting it.")
+        self.note_deleted(study.id)
         shutil.rmtree(study.path)
+
+    def note_deleted(self, study_id: str) -> None:
+        """Note that a study is deleted for good, so that no copy of it comes back."""
+        append_row(self.root / "deleted.jsonl", {"study": study_id, "time": time.time()})
+
+    def deleted(self) -> set[str]:
+        """Ids of the studies that were deleted for good."""
+        return {str(row["study"]) for row in read_rows(self.root / "deleted.jsonl")[0] if "study" in row}
 
     def mark_interrupted(self, why: str) -> Sequence[Study]:
         """Mark studies that say their answers are being prepared while no living process does that. Returns them."""
@@ -246,15 +276,21 @@ def _graded(seen: Seen) -> dict[str, Any]:
 
 def _rater(file: Path) -> Rater:
     try:
-        return Rater.from_dict(_read_json(file))
-    except (KeyError, TypeError) as error:
-        raise StudyError(f"The rater's file {file.name[:6]}… cannot be read: {error}.") from None
+        rater = Rater.from_dict(_read_json(file))
+        if rater.token != file.stem or not isinstance(rater.joined, float):
+            raise TypeError(rater.joined)
+    except (StudyError, KeyError, TypeError):
+        # its name is the key to the rater's page: it is told to nobody
+        raise StudyError("The file of this rater cannot be read. What was saved is kept; tell whoever sent the link.") from None
+    return rater
 
 
 def _is_readable(study: Study) -> bool:
+    """Whether what every list asks of a study is there."""
     try:
-        return study.status.get("state") in get_args(State) and bool(study.details)
-    except StudyError:
+        whole = {"done", "total", "message", "updated"} <= study.status.keys() and study.status["state"] in get_args(State)
+        return whole and bool(study.name) and bool(study.seen())
+    except (DeepDoctorError, KeyError, TypeError):
         return False
 
 

@@ -7,9 +7,14 @@ import gradio as gr
 from deepdoctor.ui.components import QUIET, note
 from deepdoctor.ui.context import Context, name_of
 
-DOES_NOT_LAST = (
-    "Runs and comparisons on this Space are lost when it restarts or falls asleep: it has no storage at /data that can keep them. "
-    "Export what you want to keep."
+LOST = "on this Space are lost when it restarts or falls asleep: it has no storage at /data that can keep them."
+NOT_COPIED = (
+    f"Runs, comparisons, studies and all that raters say {LOST} Export what you want to keep; its owner can name a private dataset in "
+    "JUDGMENTS_REPO, which studies and judgments are then copied to."
+)
+COPIED = (
+    f"Runs and comparisons {LOST} Export what you want to keep. Studies and what raters say are copied to a private dataset within about "
+    "a minute and come back from there; what was saved in the last minute before the machine is lost is lost with it."
 )
 
 
@@ -36,4 +41,4 @@ def build(context: Context, page: gr.Blocks) -> None:
                 gr.LoginButton(logout_value="Log out ({})", size="sm", variant="secondary", icon=None, scale=0, min_width=230)
         page.load(events.told, None, [told], **QUIET)
     if access.place == "space" and not context.settings.data_lasts:
-        gr.HTML(note(DOES_NOT_LAST, "warn"), apply_default_css=False, elem_id="dd-does-not-last")
+        gr.HTML(note(COPIED if context.copy else NOT_COPIED, "warn"), apply_default_css=False, elem_id="dd-does-not-last")

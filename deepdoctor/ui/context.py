@@ -14,6 +14,7 @@ from deepdoctor.engine.client import EngineClient
 from deepdoctor.runs import Runs
 from deepdoctor.studies.blinded import Blinded
 from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.mirror import Copy
 from deepdoctor.studies.study import Studies
 
 
@@ -27,6 +28,7 @@ class Context:
     comparisons: Comparisons
     studies: Studies
     judgments: Judgments
+    copy: Copy | None = None
 
     @cached_property
     def access(self) -> Access:

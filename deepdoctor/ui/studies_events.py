@@ -16,7 +16,7 @@ from deepdoctor.runs import Run
 from deepdoctor.studies.bundle import study_results, write_bundle
 from deepdoctor.studies.draft import SOURCES, Choice, Draft, draft, questions_of
 from deepdoctor.studies.headline import study_plan
-from deepdoctor.studies.progress import losses_of, progress
+from deepdoctor.studies.progress import damage, damage_of, losses_of, progress
 from deepdoctor.studies.questions import BankQuestion
 from deepdoctor.studies.study import Study
 from deepdoctor.ui import study_view
@@ -37,6 +37,7 @@ NOTHING_SEEN: tuple[Any, ...] = ()
 NO_PROBLEMS: dict[str, dict[str, str]] = {"study": {}, "sampling": {}}
 Profile = gr.OAuthProfile | None
 OPENED = 8 + len(study_view.PARTS)
+NO_RESULTS = (gr.update(visible=False), *[""] * len(study_view.PARTS))
 
 
 class StudiesEvents:
@@ -49,7 +50,7 @@ class StudiesEvents:
     # What is drawn
 
     def refresh(self, profile: Profile, chosen: str, seen: tuple[Any, ...]) -> Any:
-        """Outputs: why nothing is shown, all that is; run, checkpoint; list; then those of `_opened_updates`; seen.
+        """Outputs: what is told above, all that is shown; run, checkpoint; list; then those of `_opened_updates`; seen.
 
         What this viewer has seen is not sent again.
         """
@@ -59,20 +60,27 @@ class StudiesEvents:
             return [note(f"{error} {RATERS_MAY}"), gr.update(visible=False), *[gr.skip()] * (3 + OPENED), seen]
         found = [(study, progress(study, self.context.judgments)) for study in self.context.studies.list()[:MOST_LISTED]]
         runs = self.runs()
-        prints = {study.id: (study.status["updated"], [(each.judged, each.skipped) for each in raters]) for study, raters in found}
-        now = ([(run.id, run.name, step_choices(run)) for run in runs], (chosen, prints), (chosen, prints.get(chosen)))
-        before = seen or (None, None, None)
+        prints = {study.id: study_view.fingerprint(study, raters) for study, raters in found}
+        above = self._above()
+        now = ([(run.id, run.name, step_choices(run)) for run in runs], (chosen, prints), (chosen, prints.get(chosen)), above)
+        before = seen or (None, None, None, None)
         if now == before:
             return gr.skip()
         opened = next((each for each in found if each[0].id == chosen), None)
         return [
-            "",
+            above,
             gr.update(visible=True),
             *(_run_updates(runs) if now[0] != before[0] else [gr.skip()] * 2),
             study_view.studies_table(found, chosen) if now[1] != before[1] else gr.skip(),
             *(self._opened_updates(opened) if now[2] != before[2] else [gr.skip()] * OPENED),
             now,
         ]
+
+    def _above(self) -> str:
+        """What is damaged, and how far the copy on the Hub is, as HTML."""
+        damaged = "".join(note(each, "warn") for each in damage(self.context.studies, self.context.judgments))
+        copy = self.context.copy
+        return damaged + (note(copy.told, "bad" if copy.failing else "") if copy else "")
 
     def runs(self) -> list[Run]:
         """The runs that have an adapter for the base model in use, newest first."""
@@ -82,7 +90,15 @@ class StudiesEvents:
     def _opened_updates(self, opened: study_view.Listed | None) -> list[Any]:
         """The opened part, its standing; prepare, stop, open, close, delete; the results' part, and its PARTS."""
         if opened is None:
-            return [gr.update(visible=False), "", *[gr.skip()] * 5, gr.update(visible=False), *[""] * len(study_view.PARTS)]
+            return [gr.update(visible=False), "", *[gr.skip()] * 5, *NO_RESULTS]
+        try:
+            return self._whole_updates(opened)
+        except (DeepDoctorError, KeyError, TypeError, ValueError) as error:
+            # one that is damaged keeps nobody from the others
+            told = note(f"The study {opened[0].name} cannot be shown: {str(error).rstrip('.')}. Put its files back, or delete it.", "bad")
+            return [gr.update(visible=True), told, *(gr.update(visible=each) for each in (False, False, False, False, True)), *NO_RESULTS]
+
+    def _whole_updates(self, opened: study_view.Listed) -> list[Any]:
         study, raters = opened
         state, ready = study.state, study.state in ("open", "closed")
         buttons = (state in ("interrupted", "failed"), state == "preparing", state == "closed", state == "open", state != "preparing")
@@ -241,16 +257,15 @@ class StudiesEvents:
     def ask_to_delete(self, profile: Profile, chosen: str) -> list[Any]:
         """Ask before anything is removed. Outputs: question, its words."""
         study = self._opened(profile, chosen, "delete a study")
-        words = (
-            f"Delete {study.name} with its answers and raters? What they judged can then not be told apart any more. This cannot be undone."
-        )
-        return [gr.update(visible=True), note(words, "bad")]
+        return [gr.update(visible=True), note(study_view.asked_to_delete(study, self.context.copy), "bad")]
 
     @user_errors
     def delete(self, profile: Profile, chosen: str) -> list[Any]:
         """Remove the opened study. Outputs: chosen, question."""
         study = self._opened(profile, chosen, "delete a study")
         self.context.studies.delete(study.id)
+        if self.context.copy:
+            self.context.copy.soon()
         return ["", gr.update(visible=False)]
 
     @user_errors
@@ -260,11 +275,16 @@ class StudiesEvents:
         yield [note("Writing the exports …"), gr.update(visible=False)]
         folder = Path(tempfile.mkdtemp(prefix="deepdoctor-"))
         bundle = folder / f"study-{study.id}.zip"
-        write_bundle(study, self.context.judgments.rows(study.id), losses_of(study, self.context.runs), bundle)
+        judgments = self.context.judgments
+        write_bundle(study, judgments.rows(study.id), losses_of(study, self.context.runs), bundle, judgments.damaged)
         with zipfile.ZipFile(bundle) as archive:
             files = [archive.extract(name, folder) for name in EXPORTS]
             counts = json.loads(archive.read("preferences.json"))
-        yield [note(_counted(counts), "ok"), gr.update(value=[str(bundle), *files], visible=True)]
+        lost = damage_of(study)
+        yield [
+            note(study_view.counted(counts), "ok") + (note(lost, "warn") if lost else ""),
+            gr.update(value=[str(bundle), *files], visible=True),
+        ]
 
 
 def put_away() -> Any:
@@ -294,10 +314,3 @@ def _run_updates(runs: list[Run]) -> list[Any]:
 def _count(problems: Mapping[str, Mapping[str, str]]) -> str:
     told = [told for part in problems.values() for told in part.values()]
     return told[0] if len(told) == 1 else f"{len(told)} settings need attention."
-
-
-def _counted(counts: Mapping[str, Any]) -> str:
-    """How many preference rows there are, and what was left out of them."""
-    left = [(*name.split("_"), number) for name, number in counts["left_out"].items() if number]
-    listed = ", ".join(f"{number} {reason} ({kind.upper()})" for kind, reason, number in left) or "nothing"
-    return f"Preference rows: {counts['dpo']} for DPO, {counts['kto']} for KTO; left out: {listed}."

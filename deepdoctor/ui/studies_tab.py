@@ -98,7 +98,7 @@ class _Draft:
 
 def build(context: Context, dataset: gr.State, tab: gr.Tab) -> None:
     """Lay out the tab and wire it. Nothing of any study is in the page before a visitor who may see it asks."""
-    refused = _html("")
+    above = _html("")
     with gr.Column(visible=False) as body:
         with gr.Column(elem_classes="dd-card"):
             table = _html("", js_on_load=ON_CLICK, elem_id="dd-studies")
@@ -108,7 +108,7 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> None:
     chosen, seen = gr.State(""), gr.State(NOTHING_SEEN)
     run, step = new.asked[:2]
     buttons = [opened.prepare, opened.stop, opened.open, opened.close, opened.delete]
-    drawn = [refused, body, run, step, table, opened.part, opened.standing, *buttons, results.part, *results.parts, seen]
+    drawn = [above, body, run, step, table, opened.part, opened.standing, *buttons, results.part, *results.parts, seen]
     gr.on([tab.select, gr.Timer(2).tick], events.refresh, [chosen, seen], drawn, concurrency_limit=None, **QUIET)
     picked = table.select(events.pick, None, [chosen, opened.question, opened.told, results.told, results.files], **QUIET)
     picked.success(events.refresh, [chosen, seen], drawn, **QUIET)

@@ -5,7 +5,8 @@ from textwrap import shorten
 from typing import Any
 
 from deepdoctor.studies.draft import Draft
-from deepdoctor.studies.progress import Progress
+from deepdoctor.studies.mirror import Copy
+from deepdoctor.studies.progress import Progress, damage_of
 from deepdoctor.studies.questions import BankQuestion
 from deepdoctor.studies.report import report_parts
 from deepdoctor.studies.study import Answer, State, Study
@@ -54,6 +55,11 @@ def _row(study: Study, raters: Sequence[Progress], opened: str) -> str:
     return f'<tr{current}><td>{opener}</td><td>{state_badge(study)}</td>{plain}<td data-label="For raters">{link}</td></tr>'
 
 
+def fingerprint(study: Study, raters: Sequence[Progress]) -> tuple[Any, ...]:
+    """Changes whenever what is shown of a study does."""
+    return study.status["updated"], [(each.judged, each.skipped) for each in raters], study.damaged_raters
+
+
 def state_badge(study: Study) -> str:
     """The study's state as a badge."""
     return badge(study.state, STATE_KINDS[study.state])
@@ -89,7 +95,8 @@ def _judging(study: Study, raters: Sequence[Progress], local: bool) -> str:
         copy = '<button type="button" class="dd-copy" data-copy>Copy</button>'
         link = f'<p class="dd-judge-link">Link for raters: {_link(study, f"judge/{study.id}")} {copy}</p>'
         link += f'<p class="dd-muted">{LOCAL_ONLY}</p>' if local else ""
-    return stats(cells) + link + _raters(study, raters)
+    lost = damage_of(study)
+    return stats(cells) + link + (note(lost, "warn") if lost else "") + _raters(study, raters)
 
 
 def _raters(study: Study, raters: Sequence[Progress]) -> str:
@@ -148,3 +155,20 @@ def result_parts(results: Mapping[str, Any], study: Study) -> dict[str, str]:
     if study.state == "open" and results["counts"]["verdicts"]:
         found["findings"] += note(LOOKED_EARLY)
     return found
+
+
+def asked_to_delete(study: Study, copy: Copy | None) -> str:
+    """The question before a study is deleted. copy: on the Hub, if one is kept."""
+    words = f"Delete {study.name} with its answers and raters? What they judged can then not be told apart any more. This cannot be undone."
+    if copy:
+        words += (
+            f" It goes from the dataset {copy.repo} too, but that dataset's earlier commits still hold it until its owner removes them."
+        )
+    return words
+
+
+def counted(counts: Mapping[str, Any]) -> str:
+    """How many preference rows an export has, and what was left out of them. counts: preferences.json of a bundle."""
+    left = [(*name.split("_"), number) for name, number in counts["left_out"].items() if number]
+    listed = ", ".join(f"{number} {reason} ({kind.upper()})" for kind, reason, number in left) or "nothing"
+    return f"Preference rows: {counts['dpo']} for DPO, {counts['kto']} for KTO; left out: {listed}."

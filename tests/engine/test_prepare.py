@@ -1,6 +1,8 @@
 """Preparing a study: every answer proven and equal to one made singly, nothing written twice, and words for what goes wrong."""
 
+import hashlib
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,11 @@ import torch
 
 from deepdoctor.comparison import Comparison, Transcript
 from deepdoctor.config import SamplingConfig
-from deepdoctor.engine.compare import Question
-from deepdoctor.engine.decode import Row, transcript
+from deepdoctor.engine.adapters import select_adapter
+from deepdoctor.engine.compare import TOLERANCES, Question, reference_logits
+from deepdoctor.engine.decode import Decoder, Row, transcript
 from deepdoctor.engine.fingerprint import base_weights
+from deepdoctor.engine.prepare import Answers
 from deepdoctor.engine.session import Session
 from deepdoctor.errors import ConfigError, ProofError, RunError
 from deepdoctor.files import read_rows
@@ -114,6 +118,43 @@ def test_the_native_arm_is_the_base_under_its_native_prompt(trained: tuple[Sessi
     assert max(answer.comparison.rows_at_once for answer in answers.values()) == 15, "five questions of three texts each"
 
 
+def test_the_native_answer_is_proven_under_its_own_prompt(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    study = study_of(session, run, 3, native_arm=True)
+    session.prepare(study.id)
+    loaded = tiny.model_of(session)
+    for row in rows_of(study):
+        proof, pair = row["native"]["proof"], row["comparison"]["proof"]
+        text = render_question(row["comparison"]["question"], NATIVE)
+        assert proof["prompt_hash"] == hashlib.sha256(text.encode()).hexdigest() != pair["prompt_hash"]
+        assert (proof["problems"], proof["tolerance"], proof["base_hash"]) == ([], TOLERANCES[loaded.dtype], loaded.info.base_hash)
+        assert 0 <= proof["base_difference"] <= proof["tolerance"]
+        assert proof["base_nearer"] > 0
+    assert all(answer.native for answer in answers_of(study).values()), "it is read with its proof beside it"
+
+
+@pytest.mark.parametrize("made_wrong", ["tuned", "nan"])
+def test_a_native_answer_that_is_not_the_bases_fails(trained: tuple[Session, Run], made_wrong: str) -> None:
+    session, run = trained
+    loaded = tiny.model_of(session)
+    study = study_of(session, run, 1, native_arm=True)
+    adapter = select_adapter(loaded, run.adapter_dir())
+    answers = Answers(loaded, study.config, study.questions()[0], 5, adapter)
+    decoder = Decoder(loaded, 3, answers.base.longest)
+    decoder.submit(answers.rows)
+    decoder.step()
+    assert answers.native is not None
+    whole = answers.native.first_logits
+    assert whole is not None
+    _off, on = reference_logits(loaded, answers.native.prompt, adapter)
+    answers.native.first_logits = on if made_wrong == "tuned" else whole * float("nan")
+    with pytest.raises(ProofError, match="under the native prompt, the base side differs from the plain base"):
+        answers.prove()
+    answers.native.first_logits = whole
+    answers.prove()
+    assert answers.native_proof is not None
+
+
 def test_stopped_in_the_middle_it_goes_on_without_writing_anything_twice(trained: tuple[Session, Run]) -> None:
     session, run = trained
     study = study_of(session, run, 12)
@@ -130,6 +171,26 @@ def test_stopped_in_the_middle_it_goes_on_without_writing_anything_twice(trained
     assert after[:8] == before
     assert len(after) == study.status["done"] == len({(row["question"], row["seed"]) for row in after}) == 12
     assert study.state == "open"
+
+
+def test_the_remaining_time_is_told_between_answers_and_falls(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    study = study_of(session, run, 24)
+    told: dict[int, float | None] = {}
+
+    def look() -> bool:
+        status = study.status
+        told.setdefault(status["done"], status["eta_seconds"])
+        time.sleep(0.05)  # or a fast machine would have tenths of a second left, which are told as none
+        return False
+
+    session.prepare(study.id, look)
+    assert told.pop(0) is None, "nothing is known before the first answer"
+    left = [told[done] for done in sorted(told) if done <= 20]
+    assert len(left) >= 2
+    assert all(each is not None and each > 0 for each in left)
+    assert left[-1] < left[0]  # type: ignore[operator]
+    assert study.status["eta_seconds"] is None
 
 
 def test_a_study_that_has_all_its_answers_is_opened(trained: tuple[Session, Run]) -> None:

@@ -103,6 +103,30 @@ def test_studies_are_listed_opened_and_closed(told: Told, tmp_path: Path) -> Non
     assert "no such study" in told("close", "../../etc", code=2)["error"]
 
 
+def test_damage_is_listed_with_the_studies(told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, lost = prepared(tmp_path, 3), prepared(tmp_path, 3)
+    rater, ben = study.join("Ada", "Urology", 3), study.join("Ben", "Urology", 3)
+    Judgments(tmp_path).add(verdict(study, ben.token, ben.trials[0].id))
+    assert "cannot be read" not in study_commands.list_studies(tmp_path).text
+    (study.path / "raters" / f"{rater.token}.json").write_text("{")
+    (lost.path / "study.json").write_text("{")
+    (store,) = (tmp_path / "judgments").glob("*.jsonl")
+    store.write_bytes(b"torn\n" + store.read_bytes() + b"torn")
+    (listed,) = told("list")
+    assert (listed["raters"], listed["damaged_raters"], listed["verdicts"]) == (1, 1, 1)
+    lines = study_commands.list_studies(tmp_path).text.splitlines()
+    assert lines[0].startswith(study.id)
+    assert lines[1:] == [
+        f"{study.id}: The file of 1 rater cannot be read; what they said is kept, but counts nowhere until the file is put back.",
+        f"The study {lost.id} cannot be read and is left out.",
+        "2 lines of the judgments cannot be read and are left out; a line that a crash tore was never called saved.",
+    ]
+    file = tmp_path / "bundle.zip"
+    assert told("bundle", study.id, str(file))["damaged"] == {"raters": 1, "lines": 2}
+    assert main(["study", "bundle", study.id, str(file), "--data-dir", str(tmp_path)]) == 0
+    assert "The file of 1 rater cannot be read" in capsys.readouterr().out
+
+
 def test_an_empty_list_says_so(tmp_path: Path) -> None:
     assert "No studies yet" in study_commands.list_studies(tmp_path).text
 

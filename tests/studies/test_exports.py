@@ -79,6 +79,25 @@ def test_an_unsafe_winner_is_dropped_and_counted(unsafe: dict) -> None:
     assert len(safe.dpo) == 1, "a severely harmful loser is what should be rejected"
 
 
+@pytest.mark.parametrize("seen", [{"repeat_of": "trial-4"}, {"other": "native"}, {"other": "native", "repeat_of": "trial-9"}])
+@pytest.mark.parametrize("unsafe", [{"tuned_correct": "wrong"}, {"tuned_harm": "severe"}])
+def test_a_winner_judged_unsafe_in_its_repeat_or_in_another_pair_is_dropped(seen: dict, unsafe: dict) -> None:
+    said = verdicts(["tuned"] * 4)
+    found = made([*said, replace(said[3], trial="later", preference="both", **seen, **unsafe)])
+    assert found.dpo == []
+    assert [row["label"] for row in found.kto] == [False]
+    assert (found.left_out["dpo_unsafe"], found.left_out["kto_unsafe"]) == (1, 1)
+    elsewhere = replace(said[3], trial="later", question="question-2", **seen, **unsafe)
+    kept = preferences([*said, elsewhere], {("question-1", 1): answer(), ("question-2", 1): answer()})
+    assert len(kept.dpo) == 1, "an unsafe answer to another question says nothing about this one"
+
+
+def test_the_base_is_not_unsafe_for_what_the_native_answer_did() -> None:
+    said = verdicts(["other"] * 4)
+    assert len(made([*said, replace(said[0], trial="native", other="native", other_harm="severe")]).dpo) == 1
+    assert made([*said, replace(said[0], trial="again", repeat_of="trial-1", other_harm="severe")]).dpo == []
+
+
 def test_an_answer_that_never_came_is_not_taught() -> None:
     found = made(verdicts(["tuned"] * 4), CUT)
     assert (found.dpo, found.left_out["dpo_unfinished"], found.left_out["kto_unfinished"]) == ([], 1, 1)

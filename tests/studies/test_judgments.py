@@ -12,10 +12,7 @@ import pytest
 
 from deepdoctor.errors import StudyError
 from deepdoctor.studies.judgments import Judgments, problems
-from deepdoctor.studies.mirror import keep_copy
-from deepdoctor.studies.study import Studies, Study
-from tests.conftest import free_port
-from tests.loopback_hub import LoopbackHub
+from deepdoctor.studies.study import Study
 from tests.studies.prepared import other, prepared, verdict
 
 RATER = "a" * 24
@@ -50,6 +47,49 @@ def test_the_same_form_counts_once_and_a_new_one_corrects(study: Study, store: J
     said = store.ballot(study.id, RATER)
     assert (said.verdicts["t1"]["preference"], said.seconds["t1"]) == ("neither", 25.0)
     assert len(store.rows(study.id)) == 2
+
+
+def test_a_correction_counts_though_the_clock_was_set_back(study: Study, tmp_path: Path) -> None:
+    told = iter([1000.0, 998.0, 998.1, 997.0, 2000.0])
+    store = Judgments(tmp_path, clock=lambda: next(told))
+    for number, preference in enumerate(("A", "B", "neither")):
+        assert store.add(verdict(study, RATER, "t1", f"form-{number}", preference=preference))
+        assert store.ballot(study.id, RATER).verdicts["t1"]["preference"] == preference
+    store.add(other(verdict(study, RATER, "t2"), "skip"))
+    store.add(verdict(study, "b" * 24, "t1"))
+    rows = Judgments(tmp_path).rows(study.id)
+    assert [(row["trial"], row["time"]) for row in rows] == [
+        ("t1", 1000.0),
+        ("t1", 1000.001),
+        ("t1", 1000.002),
+        ("t2", 1000.003),
+        ("t1", 2000.0),
+    ]
+
+
+def test_a_correction_after_a_restart_counts_though_the_clock_was_set_back(study: Study, tmp_path: Path) -> None:
+    assert Judgments(tmp_path, clock=lambda: 1000.0).add(verdict(study, RATER, "t1", "first"))
+    again = Judgments(tmp_path, clock=lambda: 10.0)
+    assert again.add(verdict(study, RATER, "t1", "second", preference="B"))
+    assert Judgments(tmp_path).ballot(study.id, RATER).verdicts["t1"]["preference"] == "B"
+
+
+def test_a_judgment_is_synced_to_disk_before_it_counts_as_stored(study: Study, store: Judgments, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, int]] = []
+    real = os.fsync
+
+    def spy(handle: int) -> None:
+        real(handle)
+        synced.append((os.fstat(handle).st_ino, os.fstat(handle).st_size))
+
+    monkeypatch.setattr(os, "fsync", spy)
+    assert store.add(verdict(study, RATER, "t1"))
+    (file,) = store.root.glob("*.jsonl")
+    assert store.root.stat().st_ino in {node for node, _ in synced}, "of a new file its name must be on disk too"
+    for trial in ("t2", "t3"):
+        synced.clear()
+        assert store.add(verdict(study, RATER, trial))
+        assert synced == [(file.stat().st_ino, file.stat().st_size)], "the whole file, this row included, was handed to the disk"
 
 
 def test_a_locked_verdict_stands(study: Study, store: Judgments) -> None:
@@ -150,6 +190,17 @@ def test_torn_and_broken_lines_are_skipped_and_counted(study: Study, store: Judg
     assert len(list((tmp_path / "judgments").glob("*.jsonl"))) == 2
 
 
+@pytest.mark.parametrize("changes", [{"time": "noon"}, {"correct": ["correct"]}, {"comment": None}, {"seconds": "20"}, {"rater": ["a"]}])
+def test_a_line_of_the_wrong_form_stops_nobody(study: Study, store: Judgments, tmp_path: Path, changes: dict) -> None:
+    store.add(verdict(study, RATER, "t1"))
+    (file,) = (tmp_path / "judgments").glob("*.jsonl")
+    with file.open("a") as opened:
+        opened.write(json.dumps({**verdict(study, RATER, "t2"), "time": 1.0, **changes}) + "\n")
+    assert [row["trial"] for row in store.rows(study.id)] == ["t1"]
+    assert store.damaged == 1
+    assert store.add(verdict(study, RATER, "t3"))
+
+
 def test_kill_9_loses_nothing_that_was_called_saved(study: Study, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
@@ -169,50 +220,3 @@ def test_kill_9_loses_nothing_that_was_called_saved(study: Study, tmp_path: Path
     assert len(saved) >= 50
     assert saved <= kept
     assert len(kept) <= len(saved) + 1
-
-
-def test_a_private_dataset_keeps_a_copy_and_gives_it_back(tmp_path: Path, loopback_hub: LoopbackHub) -> None:
-    token = loopback_hub.add_user("ada")
-    first, second = tmp_path / "first", tmp_path / "second"
-    study = prepared(first, 2)
-    rater = study.join("Dr. Ben", "Urology", 3)
-    (first / "runs").mkdir()
-    (first / "runs" / "config.json").write_text("{}")
-    scheduler = keep_copy(first, "ada/judgments", token, loopback_hub.url)
-    try:
-        store = Judgments(first)
-        store.add(verdict(study, rater.token, rater.trials[0].id))
-        scheduler.trigger().result()
-    finally:
-        scheduler.stop()
-    repo = loopback_hub.repos["dataset", "ada/judgments"]
-    assert repo.private
-    assert not any(path.startswith("runs") for path in loopback_hub.files("ada/judgments", "dataset"))
-
-    keep_copy(second, "ada/judgments", token, loopback_hub.url).stop()
-    again = Studies(second).get(study.id)
-    assert again.rater(rater.token) == rater
-    assert len(again.answers()) == 2
-    assert Judgments(second).rows(study.id) == store.rows(study.id)
-
-
-def test_what_is_on_disk_is_not_overwritten_by_the_copy(tmp_path: Path, loopback_hub: LoopbackHub) -> None:
-    token = loopback_hub.add_user("ada")
-    loopback_hub.add_repo("ada/judgments", {"judgments/old.jsonl": b"{}\n", "judgments/new.jsonl": b"{}\n"}, "dataset", private=True)
-    (tmp_path / "judgments").mkdir()
-    (tmp_path / "judgments" / "old.jsonl").write_text("{}\n{}\n")
-    keep_copy(tmp_path, "ada/judgments", token, loopback_hub.url).stop()
-    assert {file.name: file.read_text() for file in (tmp_path / "judgments").glob("*")} == {"old.jsonl": "{}\n{}\n", "new.jsonl": "{}\n"}
-
-
-def test_a_copy_that_cannot_be_kept_is_told_at_the_start(tmp_path: Path, loopback_hub: LoopbackHub) -> None:
-    token = loopback_hub.add_user("ada")
-    loopback_hub.add_repo("ada/open", {"judgments/a.jsonl": b"{}\n"}, "dataset")
-    with pytest.raises(StudyError, match="ada/open is public"):
-        keep_copy(tmp_path, "ada/open", token, loopback_hub.url)
-    with pytest.raises(StudyError, match="HF_TOKEN may write"):
-        keep_copy(tmp_path, "ben/judgments", token, loopback_hub.url)
-    with pytest.raises(StudyError, match="Check JUDGMENTS_REPO"):
-        keep_copy(tmp_path, "no/such/name", token, loopback_hub.url)
-    with pytest.raises(StudyError, match="cannot be used"):
-        keep_copy(tmp_path, "ada/judgments", token, f"http://127.0.0.1:{free_port()}")

@@ -220,6 +220,36 @@ def test_without_the_native_arm_there_is_no_such_side(tmp_path: Path) -> None:
         answer.side("native")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"{}", b"{", b"\xff", b"[]", b'{"rater": "TOKEN", "name": "Ada", "specialty": "x", "years": 1, "joined": "now", "trials": []}'],
+)
+def test_one_damaged_rater_stops_nobody_else_and_is_named_to_nobody(tmp_path: Path, content: bytes) -> None:
+    study = prepared(tmp_path, 2)
+    ada, ben = study.join("Ada", "x", 1), study.join("Ben", "x", 1)
+    assert study.damaged_raters == 0
+    (study.path / "raters" / f"{ada.token}.json").write_bytes(content.replace(b"TOKEN", ada.token.encode()))
+    assert (study.raters(), study.damaged_raters) == ([ben], 1)
+    with pytest.raises(StudyError, match="cannot be read") as caught:
+        study.rater(ada.token)
+    assert ada.token[:6] not in str(caught.value)
+    cy = study.join("Cy", "x", 1)
+    again = study.join("Ada", "x", 1)
+    assert study.raters() == [ben, cy, again], "who was lost may join again"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("status.json", '{"state": "open"}'), ("study.json", '{"config": {"run": "r", "evil": 1}, "created": 1.0}'), ("questions.json", "{}")],
+)
+def test_a_damaged_study_is_counted_and_the_others_are_listed(tmp_path: Path, file: str, content: str) -> None:
+    whole, damaged = prepared(tmp_path, 1), prepared(tmp_path, 1)
+    (damaged.path / file).write_text(content)
+    studies = Studies(tmp_path)
+    assert studies.list() == [whole]
+    assert studies.damaged() == [damaged.id]
+
+
 def test_a_damaged_study_is_left_out_of_the_list_and_told(tmp_path: Path) -> None:
     study = prepared(tmp_path, 1)
     rater = study.join("Ada", "x", 1)

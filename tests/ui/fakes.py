@@ -21,6 +21,7 @@ from deepdoctor.files import write_json
 from deepdoctor.overlap import Seen
 from deepdoctor.runs import Run, Runs, State
 from deepdoctor.studies.judgments import Judgments
+from deepdoctor.studies.mirror import Copy
 from deepdoctor.studies.study import Studies
 from deepdoctor.ui.context import Context
 
@@ -177,6 +178,27 @@ class FakeEngine(EngineClient):
             if isinstance(item, DeepDoctorError):
                 raise item
             yield item
+
+
+class FakeCopy(Copy):
+    """A copy on no Hub: it says what it was fed, and counts in `asked` how often it was asked to copy soon."""
+
+    def __init__(self, told: str = "", failing: bool = False) -> None:
+        self.repo, self.asked, self._told, self._fails = "ada/judgments", 0, told, failing
+
+    def soon(self) -> None:
+        """Count it."""
+        self.asked += 1
+
+    @property
+    def told(self) -> str:
+        """What was fed."""
+        return self._told
+
+    @property
+    def failing(self) -> bool:
+        """What was fed."""
+        return self._fails
 
 
 def in_event_loop(make: Callable[[], T]) -> T:

@@ -248,7 +248,9 @@ def test_the_page_tells_each_visitor_what_is_open_to_them(space: Space) -> None:
     config = httpx.get(f"{space.url}config").json()
     shown = [str(each["props"].get("value", "")) for each in config["components"]]
     assert "Sign in with Hugging Face" in shown
-    assert any("lost when it restarts" in each for each in shown), "nothing is mounted at /data here"
+    assert any("studies and all that raters say on this Space are lost when it restarts" in each for each in shown), (
+        "nothing is mounted here"
+    )
 
 
 def fingerprint(folder: Path) -> dict[str, int]:

@@ -233,6 +233,23 @@ def test_double_clicks_and_replays_count_once_and_two_tabs_correct(site: Site, s
     assert len(site.store.rows(study.id)) == 3
 
 
+def test_a_copy_is_asked_for_once_for_all_that_is_new(tmp_path: Path, study: Study, rater: Rater) -> None:
+    asked: list[int] = []
+
+    def saved() -> None:
+        asked.append(len(site.store.rows(study.id)))
+
+    site = Site(tmp_path)
+    site.mounted = Starlette(routes=judge_routes(tmp_path, False, saved))
+    form = {**WHOLE, "submission": submission(site.get(at(study, rater, rater.trials[0]))), "action": "save"}
+    for _ in range(2):
+        assert site.post(at(study, rater, rater.trials[0]), given=form).status_code == 303
+    site.post(at(study, rater, rater.trials[0]), submission="1-lock", action="lock")
+    assert asked == [1, 2], "on disk before it is copied, and a replay copies nothing"
+    site.post(f"/judge/{study.id}", token="b" * 24, name="Ben", specialty="Urology", years="3")
+    assert len(asked) == 3
+
+
 def test_a_verdict_changes_until_it_is_locked(site: Site, study: Study, rater: Rater) -> None:
     trial = rater.trials[0]
     judged(site, study, rater, trial)
@@ -296,6 +313,21 @@ def test_unknown_links_are_told_and_name_nothing(site: Site, study: Study, rater
     assert "no such study" in words(site.get("/judge/none"))
     assert "There is no such page" in words(site.get("/judge/"))
     assert site.store.rows(study.id) == []
+
+
+def test_one_damaged_raters_file_stops_nobody_else_and_shows_nothing_of_them(site: Site, study: Study, rater: Rater) -> None:
+    other = study.join("Ben", "Urology", 1)
+    (study.path / "raters" / f"{rater.token}.json").write_text("{")
+    assert site.get(f"/judge/{study.id}").status_code == 200
+    joined = site.post(f"/judge/{study.id}", token="c" * 24, name="Cy", specialty="Urology", years="3")
+    assert joined.status_code == 303
+    assert judged(site, study, other, other.trials[0]).status_code == 303
+    for page in (site.get(home(study, rater)), site.post(f"/judge/{study.id}", token=rater.token, name="X", specialty="Y", years="1")):
+        assert "cannot be read" in words(page)
+        assert "What was saved is kept" in words(page)
+        assert "Traceback" not in page.text
+    for page in (joined, site.get(f"/judge/{study.id}"), site.get(home(study, other)), site.get(home(study, rater))):
+        assert rater.token[:6] not in page.text
 
 
 def test_a_pair_of_somebody_else_is_refused_and_nothing_is_stored(site: Site, study: Study, rater: Rater) -> None:
@@ -471,6 +503,17 @@ def test_a_login_study_takes_the_name_from_hugging_face(tmp_path: Path) -> None:
     assert "Logged in on Hugging Face as ben" in words(site.get(address))
     site.session = None
     assert site.get(answer.headers["location"]).status_code == 401
+
+
+def test_a_damaged_file_keeps_nobody_from_a_login_study(tmp_path: Path) -> None:
+    study = prepared(tmp_path, 2, login_required=True)
+    lost = study.join("ben", "Urology", 1)
+    (study.path / "raters" / f"{lost.token}.json").write_text("{}")
+    site = Site(tmp_path, can_log_in=True)
+    site.session = logged_in("ada")
+    page = site.get(f"/judge/{study.id}")
+    assert page.status_code == 200
+    assert lost.token[:6] not in page.text
 
 
 def test_the_cookie_of_gradios_login_is_understood_and_a_forged_one_is_not(tmp_path: Path) -> None:

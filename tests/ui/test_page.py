@@ -15,8 +15,8 @@ import pytest
 import app
 from deepdoctor.engine.protocol import EngineState
 from deepdoctor.errors import ConfigError
-from deepdoctor.ui import page, theme
-from tests.ui.fakes import NANO, READY, fake_context, in_event_loop
+from deepdoctor.ui import access_bar, page, theme
+from tests.ui.fakes import NANO, READY, FakeCopy, fake_context, in_event_loop
 
 BACKGROUNDS = ("page", "card")
 
@@ -156,6 +156,26 @@ def test_port_zero_takes_a_free_one_and_nonsense_is_refused(capsys: pytest.Captu
         app.available_port("not.a.host.invalid", 7860)
     assert app.main(["--port", "abc"]) == 2
     assert "PORT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("copy", "words"),
+    [(None, "Runs, comparisons, studies and all that raters say on this Space are lost"), (FakeCopy(), "saved in the last minute")],
+)
+def test_a_space_without_storage_says_what_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: FakeCopy | None, words: str
+) -> None:
+    monkeypatch.setenv("SPACE_ID", "alice/deepdoctor")
+    context = replace(fake_context(tmp_path), copy=copy)
+
+    def made() -> str:
+        with gr.Blocks(analytics_enabled=False) as blocks:
+            access_bar.build(context, blocks)
+        return str([each["props"].get("value") for each in blocks.get_config_file()["components"]])
+
+    told = in_event_loop(made)
+    assert words in told
+    assert "ada/judgments" not in told, "which dataset it is, is told to those alone who may see studies"
 
 
 def test_a_copy_of_the_judgments_that_cannot_be_kept_is_told_before_anything_starts(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from deepdoctor.ui.form import build_form
 from deepdoctor.ui.loaded import Loaded
 from deepdoctor.ui.studies_events import DRAFTED, NO_PROBLEMS, OPENED, StudiesEvents
 from tests.studies.prepared import created, prepared, verdict
-from tests.ui.fakes import FakeEngine, fake_context, fake_run, in_event_loop
+from tests.ui.fakes import FakeCopy, FakeEngine, fake_context, fake_run, in_event_loop
 
 SKIPPED = gr.skip()
 PAYLOAD = "<img src=x onerror=alert(1)>${a}{{b}}"
@@ -62,7 +62,7 @@ def given(events: StudiesEvents, run: str, changes: dict[str, Any] | None = None
 
 def shown(events: StudiesEvents, chosen: str = "") -> dict[str, Any]:
     """What `refresh` sends to somebody who has seen nothing."""
-    names = ("refused", "body", "run", "step", "table", "opened", "standing", "prepare", "stop", "open", "close", "delete", "results")
+    names = ("above", "body", "run", "step", "table", "opened", "standing", "prepare", "stop", "open", "close", "delete", "results")
     return dict(zip((*names, *study_view.PARTS, "seen"), events.refresh(None, chosen, ()), strict=True))
 
 
@@ -310,11 +310,62 @@ def test_delete_asks_first(events: StudiesEvents, context: Context, tmp_path: Pa
     question, words = events.ask_to_delete(None, study.id)
     assert question["visible"]
     assert study.name in words
+    assert "dataset" not in words
     assert context.studies.list() == [study]
     assert events.delete(None, study.id)[0] == ""
     assert context.studies.list() == []
     with pytest.raises(gr.Error, match="Open a study first"):
         events.delete(None, "")
+
+
+def test_damaged_files_are_reported_and_the_rest_is_shown(events: StudiesEvents, tmp_path: Path) -> None:
+    whole, lost = prepared(tmp_path, 2, name="Whole"), prepared(tmp_path, 2, name="Lost")
+    ada = whole.join("Ada", "Urology", 1)
+    whole.join("Ben", "Urology", 1)
+    judged(whole, tmp_path, raters=1, pairs=1)
+    seen = shown(events, whole.id)["seen"]
+    assert shown(events)["above"] == ""
+    (whole.path / "raters" / f"{ada.token}.json").write_text("{")
+    (lost.path / "status.json").write_text("{}")
+    (store,) = (tmp_path / "judgments").glob("*.jsonl")
+    store.write_bytes(store.read_bytes() + b'{"torn": ')
+    now = dict(zip(("above", "body", "run", "step", "table", "opened", "standing"), events.refresh(None, whole.id, seen), strict=False))
+    assert f"The study {lost.id} cannot be read" in now["above"]
+    assert "1 line of the judgments cannot be read" in now["above"]
+    assert "Whole" in now["table"]
+    assert lost.id not in now["table"]
+    assert "The file of 1 rater cannot be read" in now["standing"]
+    assert "Ben" in now["standing"]
+    assert ada.token[:6] not in json.dumps(now, default=str)
+    assert events.refresh(None, whole.id, shown(events, whole.id)["seen"]) == SKIPPED
+
+
+def test_an_opened_study_whose_answers_are_damaged_says_so(events: StudiesEvents, tmp_path: Path) -> None:
+    study, other = prepared(tmp_path, 2), prepared(tmp_path, 2, name="Another")
+    file = study.path / "answers.jsonl"
+    file.write_text(file.read_text().replace('"finish_reason"', '"ended"'))
+    now = shown(events, study.id)
+    assert "cannot be shown" in now["standing"]
+    assert not now["results"]["visible"]
+    assert "Another" in now["table"]
+    assert "Nobody has joined yet" in shown(events, other.id)["standing"]
+
+
+def test_the_copy_on_the_hub_is_told_and_cleaned_of_what_is_deleted(context: Context, tmp_path: Path) -> None:
+    study, copy = prepared(tmp_path, 2), FakeCopy("Copied, last at 10:00 <b>.")
+    events = events_of(replace(context, copy=copy))
+    assert shown(events)["above"] == '<p class="dd-note ">Copied, last at 10:00 &lt;b&gt;.</p>'
+    failing = shown(events_of(replace(context, copy=FakeCopy("The copy fails.", failing=True))))
+    assert "dd-note bad" in failing["above"]
+    assert "The copy fails." in failing["above"]
+    _question, words = events.ask_to_delete(None, study.id)
+    assert "from the dataset ada/judgments too" in words
+    assert "earlier commits still hold it" in words
+    assert copy.asked == 0
+    events.delete(None, study.id)
+    assert copy.asked == 1
+    hidden = replace(context, copy=copy, settings=Settings(data_dir=tmp_path, host="0.0.0.0"))
+    assert "10:00" not in json.dumps(events_of(hidden).refresh(None, "", ()), default=str)
 
 
 def test_names_stay_text(events: StudiesEvents, tmp_path: Path) -> None:

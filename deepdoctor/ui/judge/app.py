@@ -26,7 +26,7 @@ from starlette.staticfiles import StaticFiles
 from deepdoctor.errors import DeepDoctorError, StudyError
 from deepdoctor.studies.judgments import Judgments, problems
 from deepdoctor.studies.study import Studies, Study
-from deepdoctor.studies.trials import Trial, new_token, repeats, same_name
+from deepdoctor.studies.trials import TOKEN, Trial, new_token, repeats, same_name
 from deepdoctor.ui.judge import forms, pages
 from deepdoctor.ui.judge.pages import Visit
 from deepdoctor.ui.judge.texts import reader
@@ -34,26 +34,32 @@ from deepdoctor.ui.judge.texts import reader
 LATER = "The answers are still being prepared. Come back later, or ask whoever sent the link."
 NOT_OPEN = {"closed": "This study is closed. Everything you saved is kept. Thank you."}
 NOT_SAVED = "This study is not open any more, so this was not saved. What you saved before is kept."
-TITLES = {403: "Not for this account", 404: "Not found", 409: "Nothing was changed"}
+TITLES = {403: "Not for this account", 404: "Not found", 409: "Nothing was changed", 500: "Something is damaged"}
 KEPT = {"Cache-Control": "max-age=86400"}
 Handler = Callable[[Request, FormData], Response]
 
 
-def judge_routes(data_dir: Path, can_log_in: bool) -> list[Mount]:
+def _nothing() -> None:
+    """Where no copy is kept."""
+
+
+def judge_routes(data_dir: Path, can_log_in: bool, saved: Callable[[], None] = _nothing) -> list[Mount]:
     """The judging pages, for `launch(app_kwargs={"routes": …})`. Call it once a process: it owns the store.
 
-    `can_log_in`: whether Hugging Face tells who a visitor is, as on a Space. Elsewhere Gradio's login is a mock.
+    `can_log_in`: whether Hugging Face tells who a visitor is, as on a Space. Elsewhere Gradio's login is a mock. `saved` is called when
+    something new is on disk; it must not wait or fail.
     """
-    return [Mount("/judge", Judge(Studies(data_dir), Judgments(data_dir), can_log_in).app())]
+    return [Mount("/judge", Judge(Studies(data_dir), Judgments(data_dir), can_log_in, saved).app())]
 
 
 class Judge:
     """The judging pages over the studies and the store."""
 
-    def __init__(self, studies: Studies, judgments: Judgments, can_log_in: bool) -> None:
+    def __init__(self, studies: Studies, judgments: Judgments, can_log_in: bool, saved: Callable[[], None] = _nothing) -> None:
         self.studies = studies
         self.judgments = judgments
         self.can_log_in = can_log_in
+        self.saved = saved
         self.material = reader()
         self._joining = Lock()
 
@@ -95,6 +101,7 @@ class Judge:
             try:
                 with self._joining:
                     rater = study.join(given["name"], given["specialty"], int(given["years"]), token)
+                self.saved()
                 return _to(f"{pages.root(request)}/{study.id}/{rater.token}")
             except StudyError as error:
                 wrong = {"specialty" if user else "name": str(error)}
@@ -151,7 +158,8 @@ class Judge:
         return _to(visit.home)
 
     def _add(self, visit: Visit, trial: str, row: dict[str, Any]) -> None:
-        self.judgments.add({"study": visit.study.id, "rater": visit.rater.token, "trial": trial, **row})
+        if self.judgments.add({"study": visit.study.id, "rater": visit.rater.token, "trial": trial, **row}):
+            self.saved()
 
     def _join_form(self, request: Request, study: Study, given: dict[str, str], wrong: dict[str, str]) -> Response:
         known = sorted({question.specialty for question in self.material(study).questions.values() if question.specialty})
@@ -171,11 +179,11 @@ class Judge:
     def _visit(self, request: Request) -> Visit:
         """Who asks. Raises HTTPException for an unknown rater, or one whom Hugging Face knows as somebody else."""
         study = self._study(request)
-        user = self._user(request, study)
+        user, token = self._user(request, study), request.path_params["rater"]
         try:
-            rater = study.rater(request.path_params["rater"])
-        except StudyError:
-            rater = None
+            rater = study.rater(token) if TOKEN.fullmatch(token) else None
+        except StudyError as error:
+            raise HTTPException(500, str(error)) from None
         if rater is None:
             raise HTTPException(404, "Nobody has joined this study with this link. Check it, or join with the study's own link.")
         if user and not same_name(user, rater.name):
