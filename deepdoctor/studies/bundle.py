@@ -26,6 +26,7 @@ from deepdoctor.studies.study import Answer, Study
 
 PACKAGES = ("deepdoctor", "evalica", "numpy", "sacrebleu", "scipy", "statsmodels")
 NEEDED = ("study.json", "questions.json", "answers.jsonl", "judgments.jsonl", "losses.json", "results.json", "versions.json")
+EXPORTS = ("report.html", "verdicts.csv", "verdicts.jsonl", "raters.csv", "dpo.jsonl", "kto.jsonl", "llm_comparator.json")
 MOST_BYTES = 1 << 30
 MOST_RATERS = 10_000
 # results are rounded to six places; the last may differ between machines
@@ -143,6 +144,12 @@ class Recomputed:
     found: dict[str, Any]
     differences: list[str]
     by: dict[str, Any]
+
+
+def unpacked(bundle: Path, folder: Path) -> tuple[list[str], dict[str, int]]:
+    """Every export of a bundle as a file of its own in `folder`: (their paths, how many preference rows there are and were dropped)."""
+    with zipfile.ZipFile(bundle) as archive:
+        return [archive.extract(name, folder) for name in EXPORTS], json.loads(archive.read("preferences.json"))
 
 
 def recompute(path: Path) -> Recomputed:

@@ -233,6 +233,16 @@ def step_choices(run: Run) -> list[tuple[str, Any]]:
     return [*final, *((f"Step {step}", step) for step in reversed(run.checkpoints()))]
 
 
+def run_updates(runs: list[Run]) -> list[Any]:
+    """Run and checkpoint to choose from, the newest run chosen."""
+    steps = step_choices(runs[0]) if runs else []
+    choices = [(run_label(run), run.id) for run in runs]
+    return [
+        gr.update(choices=choices, value=runs[0].id if runs else None),
+        gr.update(choices=steps, value=steps[0][1] if steps else None),
+    ]
+
+
 def limited(items: Iterator[Comparison | str]) -> Generator[Comparison | str, None, None]:
     """The items without the snapshots that come sooner than a tenth of a second after the one before; closes `items` when closed."""
     shown = 0.0

@@ -1,8 +1,6 @@
 """What happens on the studies tab: studies drafted, made, prepared, opened, closed and deleted; results drawn and exported."""
 
-import json
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +11,14 @@ import gradio as gr
 from deepdoctor.config import DatasetConfig, SamplingConfig, StudyConfig
 from deepdoctor.errors import AccessError, ConfigError, DeepDoctorError, EngineError, StudyError
 from deepdoctor.runs import Run
-from deepdoctor.studies.bundle import study_results, write_bundle
+from deepdoctor.studies.bundle import study_results, unpacked, write_bundle
 from deepdoctor.studies.draft import SOURCES, Choice, Draft, draft, questions_of
 from deepdoctor.studies.headline import study_plan
 from deepdoctor.studies.progress import damage, damage_of, losses_of, progress
 from deepdoctor.studies.questions import BankQuestion
 from deepdoctor.studies.study import Study
 from deepdoctor.ui import study_view
-from deepdoctor.ui.compare_events import FINAL, run_label, step_choices
+from deepdoctor.ui.compare_events import FINAL, run_updates, step_choices
 from deepdoctor.ui.components import note, user_errors
 from deepdoctor.ui.context import Context, name_of
 from deepdoctor.ui.form import Form, problems_of
@@ -30,7 +28,6 @@ MOST_LISTED = 100
 # what a draft is made from, before the settings of both forms
 DRAFTED = ("dataset", "run", "step", "sources", "file", "specialties", "kinds", "difficulties", "most", "ids")
 MOST_PICKED = 1000
-EXPORTS = ("report.html", "verdicts.csv", "verdicts.jsonl", "raters.csv", "dpo.jsonl", "kto.jsonl", "llm_comparator.json")
 SEE = "see studies"
 RATERS_MAY = "Raters need no access here: the link that they were sent is enough."
 NOTHING_SEEN: tuple[Any, ...] = ()
@@ -70,7 +67,7 @@ class StudiesEvents:
         return [
             above,
             gr.update(visible=True),
-            *(_run_updates(runs) if now[0] != before[0] else [gr.skip()] * 2),
+            *(run_updates(runs) if now[0] != before[0] else [gr.skip()] * 2),
             study_view.studies_table(found, chosen) if now[1] != before[1] else gr.skip(),
             *(self._opened_updates(opened) if now[2] != before[2] else [gr.skip()] * OPENED),
             now,
@@ -273,18 +270,13 @@ class StudiesEvents:
         """Write the bundle and, from it, every export as a file of its own. Outputs: what is told, the files."""
         study = self._opened(profile, chosen, "export a study")
         yield [note("Writing the exports …"), gr.update(visible=False)]
-        folder = Path(tempfile.mkdtemp(prefix="deepdoctor-"))
+        folder, judgments = Path(tempfile.mkdtemp(prefix="deepdoctor-")), self.context.judgments
         bundle = folder / f"study-{study.id}.zip"
-        judgments = self.context.judgments
         write_bundle(study, judgments.rows(study.id), losses_of(study, self.context.runs), bundle, judgments.damaged)
-        with zipfile.ZipFile(bundle) as archive:
-            files = [archive.extract(name, folder) for name in EXPORTS]
-            counts = json.loads(archive.read("preferences.json"))
+        files, counts = unpacked(bundle, folder)
         lost = damage_of(study)
-        yield [
-            note(study_view.counted(counts), "ok") + (note(lost, "warn") if lost else ""),
-            gr.update(value=[str(bundle), *files], visible=True),
-        ]
+        told = note(study_view.counted(counts), "ok") + (note(lost, "warn") if lost else "")
+        yield [told, gr.update(value=[str(bundle), *files], visible=True)]
 
 
 def put_away() -> Any:
@@ -299,16 +291,6 @@ def _asked(given: Sequence[Any]) -> dict[str, Any]:
 def _choice(asked: Mapping[str, Any]) -> Choice:
     specialties, kinds, difficulties, ids = (tuple(asked[name] or ()) for name in ("specialties", "kinds", "difficulties", "ids"))
     return Choice(specialties, kinds, difficulties, asked["most"] or None, ids)
-
-
-def _run_updates(runs: list[Run]) -> list[Any]:
-    """Run and checkpoint to choose from, the newest run chosen."""
-    steps = step_choices(runs[0]) if runs else []
-    choices = [(run_label(run), run.id) for run in runs]
-    return [
-        gr.update(choices=choices, value=runs[0].id if runs else None),
-        gr.update(choices=steps, value=steps[0][1] if steps else None),
-    ]
 
 
 def _count(problems: Mapping[str, Mapping[str, str]]) -> str:
