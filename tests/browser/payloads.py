@@ -1,5 +1,7 @@
 """Texts that would run, draw or load something from outside if a page took them for markup. RAN sets a flag on the window."""
 
+from playwright.sync_api import Page
+
 OUTSIDE = "payload.invalid"
 RAN = "window.__ran=1"
 PAYLOADS = (
@@ -52,3 +54,23 @@ PAYLOADS = (
     f"`**<img src=x onerror={RAN}>`",
     f"$\\href{{javascript:{RAN}}}{{x}}$",
 )
+ALL = "\n\n".join(PAYLOADS)
+HANDLERS = "nodes => nodes.flatMap(node => node.getAttributeNames()).filter(name => name.startsWith('on'))"
+
+
+def watched(page: Page) -> list[str]:
+    """A list that grows when a text is taken for markup: dialogs, popups, errors, requests to outside. Call it before the page opens."""
+    wrong: list[str] = []
+    page.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    page.on("request", lambda request: wrong.append(request.url) if OUTSIDE in request.url else None)
+    page.on("popup", lambda popup: wrong.append(f"popup {popup.url}"))
+    page.on("pageerror", lambda error: wrong.append(f"error {error}"))
+    return wrong
+
+
+def nothing_ran(page: Page, wrong: list[str]) -> None:
+    """Fail if anything did, or could when touched."""
+    assert page.eval_on_selector_all(".html-container *", HANDLERS) == []
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.__ran") is None
+    assert wrong == []

@@ -16,14 +16,13 @@ from deepdoctor.overlap import Seen
 from deepdoctor.ui import compare_tab, theme
 from deepdoctor.ui.context import Context
 from tests.browser.pages import open_tab, whole_page
-from tests.browser.payloads import OUTSIDE, PAYLOADS, RAN
+from tests.browser.payloads import ALL, PAYLOADS, RAN, nothing_ran, watched
 from tests.conftest import free_port
 from tests.ui.fakes import QUESTION, close, fake_comparison, fake_context, fake_run, growing, in_event_loop, transcript
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=15_000)
 
-ALL = "\n\n".join(PAYLOADS)
 PLAIN = {"SECTION", "HEADER", "H2", "P", "BUTTON", "SPAN", "DIV", "STRONG", "UL", "OL", "LI"}
 BELOW = PLAIN | {"TABLE", "THEAD", "TBODY", "TR", "TH", "TD", "BLOCKQUOTE", "DL", "DT", "DD", "CODE", "A"}
 
@@ -110,11 +109,7 @@ def tags_within(page: Page, selector: str) -> set[str]:
 
 
 def test_nothing_in_question_rows_reasoning_or_answer_ever_runs_or_draws(page: Page, trained: Served) -> None:
-    wrong: list[str] = []
-    page.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda request: wrong.append(request.url) if OUTSIDE in request.url else None)
-    page.on("popup", lambda popup: wrong.append(f"popup {popup.url}"))
-    page.on("pageerror", lambda error: wrong.append(f"error {error}"))
+    wrong = watched(page)
     run = trained.context.runs.list()[0]
     run.rename(f"<img src=x onerror={RAN}> ${{{RAN}}}")
     text = f"{ALL}</think>\n{ALL}"
@@ -138,11 +133,7 @@ def test_nothing_in_question_rows_reasoning_or_answer_ever_runs_or_draws(page: P
     assert tags_within(page, "#dd-comparison") <= PLAIN
     assert tags_within(page, "#dd-after") <= BELOW
     assert tags_within(page, "#dd-history") <= BELOW
-    handlers = "nodes => nodes.flatMap(node => node.getAttributeNames()).filter(name => name.startsWith('on'))"
-    assert page.eval_on_selector_all(".html-container *", handlers) == []
-    page.wait_for_timeout(500)
-    assert page.evaluate("window.__ran") is None
-    assert wrong == []
+    nothing_ran(page, wrong)
 
 
 def test_there_are_enough_payloads_and_all_differ() -> None:

@@ -10,6 +10,18 @@ from tests.browser.pages import Shown, whole_page, with_content
 from tests.ui.fakes import fake_comparison
 
 pytestmark = pytest.mark.browser
+MOST_CONTROLS = 400
+# marks what has the focus; says whether Tab came round to what it had marked before
+REACH = """() => {
+  const node = document.activeElement, again = node !== document.body && node.hasAttribute('data-reached');
+  node.setAttribute('data-reached', '');
+  return again;
+}"""
+NOT_REACHED = """() => [...document.querySelectorAll(
+    '[role=tabpanel] :is(button, a[href], input:not([type=hidden], [type=file]), select, textarea, [tabindex="0"])')]
+  .filter((one) => one.checkVisibility({visibilityProperty: true, opacityProperty: true}) && one.getClientRects().length && !one.disabled
+    && one.tabIndex >= 0 && !one.hasAttribute('data-reached'))
+  .map((one) => one.outerHTML.slice(0, 160))"""
 FOCUSED = "node => node.contains(document.activeElement)"
 MOST_TABS = 120
 # Any of these tells where the focus is: an outline, or a border in the accent colour.
@@ -146,3 +158,20 @@ def test_a_study_is_made_and_its_results_are_opened(page: Page, shown: Shown) ->
     page.keyboard.press("Enter")
     expect(page.locator("#dd-standing")).to_contain_text("0 of 5 questions answered", timeout=20_000)
     assert len(shown.engine.prepared) == 1
+
+
+@pytest.mark.parametrize("name", ["Dataset", "Train", "Compare", "Runs", "Studies"])
+def test_tab_reaches_every_control(page: Page, shown: Shown, name: str) -> None:
+    go(page, shown, name)
+    if name == "Runs":
+        page.get_by_role("button", name="quick run").click()
+    if name == "Studies":
+        page.get_by_role("button", name="judged study").click()
+    page.wait_for_timeout(2000)
+    for _ in range(MOST_CONTROLS):
+        page.keyboard.press("Tab")
+        if page.evaluate(REACH):
+            break
+    missing = page.evaluate(NOT_REACHED)
+    assert missing == []
+    assert page.locator("[data-reached]").count() > 8
