@@ -18,6 +18,7 @@ from deepdoctor.files import append_row, read_rows, write_json
 
 State = Literal["queued", "running", "finished", "stopped", "interrupted", "failed"]
 RESUMABLE: tuple[State, ...] = ("stopped", "interrupted", "failed")
+LIVE_FILES = ("metrics.jsonl", "status.json", "probes.jsonl", "train.log", "config.json")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Run:
     def fingerprint(self) -> tuple[int, ...]:
         """Changes whenever the page has something new to draw: sizes and times of the run's live files."""
         found = []
-        for name in ("metrics.jsonl", "status.json", "probes.jsonl", "train.log", "config.json"):
+        for name in LIVE_FILES:
             file = self.path / name
             stat = file.stat() if file.exists() else None
             found += [stat.st_size, stat.st_mtime_ns] if stat else [0, 0]
@@ -223,6 +224,12 @@ class Runs:
             run.set_status(state="interrupted", message=why)
             run.log(f"Interrupted: {why}")
         return lost
+
+
+def changed_files(before: Sequence[Any], now: Sequence[Any]) -> set[str]:
+    """Which live files two fingerprints of a run differ in; "" stands for whatever else was put behind the fingerprints."""
+    found = {name for place, name in enumerate(LIVE_FILES) if before[2 * place : 2 * place + 2] != now[2 * place : 2 * place + 2]}
+    return found | ({""} if before[2 * len(LIVE_FILES) :] != now[2 * len(LIVE_FILES) :] else set())
 
 
 def this_process() -> list[float]:

@@ -15,7 +15,7 @@ from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import ConfigError, DatasetError, EngineError, RunError
 from deepdoctor.plan import QUICK_SECONDS, plan, roughly
 from deepdoctor.prompts import style_named
-from deepdoctor.runs import RESUMABLE, Run
+from deepdoctor.runs import RESUMABLE, Run, changed_files
 from deepdoctor.ui import run_view
 from deepdoctor.ui.components import empty_state, note, told_in_place, user_errors
 from deepdoctor.ui.context import Context, name_of
@@ -25,6 +25,8 @@ from deepdoctor.ui.loaded import Loaded, Recent
 NOTHING_SEEN: tuple[Any, ...] = ()
 ACTIVE = ("queued", "running")
 OWN = "own"
+# which outputs of `draw` (curves, probe answers, log) are sent again only when one of these has changed
+REDRAWN = {3: {"metrics.jsonl", "config.json"}, 5: {"probes.jsonl", "config.json", ""}, 6: {"train.log"}}
 PROBES_HELD = "Answers to a question of a study are not shown until it is closed: its raters must not know what the tuned model writes."
 PRESET_WORDS = {
     "article": "The source article's recipe: 60 steps of 8 rows, rank 16, over the whole text. "
@@ -183,7 +185,12 @@ class TrainEvents:
         run = self.shown_run()
         if (run is None and not seen) or (run is not None and seen and (run.id, self._print(run, profile)) == tuple(seen[:2])):
             return gr.skip()
-        return self.draw(seen, smoothing, at, profile)
+        drawn = self.draw(seen, smoothing, at, profile)
+        if run is not None and seen and (run.id, drawn[-1][3]) == (seen[0], seen[3]):
+            changed = changed_files(seen[1], drawn[-1][1])
+            for place, files in REDRAWN.items():
+                drawn[place] = drawn[place] if changed & files else gr.skip()
+        return drawn
 
     def _held(self, run: Run, profile: gr.OAuthProfile | None) -> set[str]:
         """The run's probe questions whose answers a study keeps from this visitor."""

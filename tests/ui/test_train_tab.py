@@ -233,8 +233,16 @@ def test_a_tick_draws_only_what_is_new(events: TrainEvents, context: Context) ->
     drawn = events.tick(seen, "none", 1)
     assert "0.123" in drawn[0]
     assert "Step 42" in drawn[3]
+    assert drawn[5:7] == [SKIPPED, SKIPPED], "neither probe answers nor log are sent again"
     other_viewer = events.tick(NOTHING_SEEN, "none", 1)
     assert other_viewer[:4] == drawn[:4]
+    assert SKIPPED not in other_viewer[3:7:2]
+    run.log("a new line")
+    run.set_status(step=43)
+    progress, *_, curves, _slider, probes, log, _notice, _seen = events.tick(drawn[-1], "none", 1)
+    assert "Step 43" in progress
+    assert (curves, probes) == (SKIPPED, SKIPPED)
+    assert "a new line" in log
 
 
 def test_the_buttons_follow_the_state(events: TrainEvents, context: Context) -> None:
