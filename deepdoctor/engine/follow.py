@@ -104,7 +104,7 @@ class Follow(TrainerCallback, ExportableState):
 
     def _evaluate(self, step: int) -> None:
         began = time.perf_counter()
-        if losses := held_out_loss(self.loaded.peft, self.rows.held_out):
+        if losses := held_out_loss(self.loaded.base, self.rows.held_out, TRAINED):
             self._append({"step": step, **losses})
             self.run.log(f"step {step}: held-out loss {losses['held_out_loss']:.4f}")
         self._window_began += time.perf_counter() - began

@@ -74,8 +74,18 @@ def test_the_held_out_loss_at_step_zero_is_that_of_the_base(trained: tuple[Sessi
     session, run = trained
     rows = prepare_rows(tiny.model_of(session), run)
     assert tiny.losses(run, "held_out_loss")[0] == held_out_loss(tiny.plain(llama), rows.held_out)["held_out_loss"]
-    tuned = PeftModel.from_pretrained(tiny.plain(llama), run.adapter_dir()).eval()
-    assert tiny.losses(run, "held_out_loss")[6] == pytest.approx(held_out_loss(tuned, rows.held_out)["held_out_loss"], abs=2e-5)
+    tuned = PeftModel.from_pretrained(tiny.plain(llama), run.adapter_dir(), adapter_name="tuned").get_base_model()
+    assert tiny.losses(run, "held_out_loss")[6] == pytest.approx(held_out_loss(tuned, rows.held_out, "tuned")["held_out_loss"], abs=2e-5)
+
+
+def test_evaluating_between_steps_changes_nothing_of_the_training(session: Session, dataset: DatasetConfig) -> None:
+    recipe = {"max_steps": 5, "lora_dropout": 0.2}
+    quiet = session.finetune(tiny.new_run(session, dataset, **recipe).id)
+    watched = session.finetune(tiny.new_run(session, dataset, **recipe, eval_steps=1).id)
+    assert list(tiny.losses(watched, "held_out_loss")) == [0, 1, 2, 3, 4, 5]
+    assert tiny.losses(watched) == tiny.losses(quiet)
+    for name, weight in weights(quiet).items():
+        assert torch.equal(weights(watched)[name], weight)
 
 
 @pytest.mark.parametrize("supervision", ["whole_text", "response_only"])
