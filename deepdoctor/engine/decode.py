@@ -3,10 +3,13 @@
 Rows are slots of a static cache. They are filled and freed at token boundaries, so a new pair joins while others are being written.
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from torch import Tensor
 from deepdoctor.comparison import Finish, Transcript
 from deepdoctor.config import SamplingConfig
 from deepdoctor.engine.forward import State, Steps, TorchSteps
+from deepdoctor.engine.guard import GuardedSteps, why_no_kernels
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.sampling import Sampler
 from deepdoctor.errors import ConfigError
@@ -157,12 +161,25 @@ class Decoder:
 
 def steps_for(loaded: LoadedModel, state: State) -> Steps:
     """The fastest steps that this model and device allow."""
-    if loaded.device.type == "cuda":
-        from deepdoctor.engine.fused import FusedSteps, why_not
+    plain = TorchSteps(loaded.base, state)
+    if loaded.device.type != "cuda":
+        return plain
+    capability = torch.cuda.get_device_capability()
 
-        if not why_not(loaded):
-            return FusedSteps(loaded.base, state)
-    return TorchSteps(loaded.base, state)
+    def refuses(adapters: Sequence[str | None]) -> str:
+        configs: dict[str, Any] = loaded.peft.peft_config if loaded.peft else {}
+        ranks = [configs[name].r for name in adapters if name]
+        return loaded.no_kernels or why_no_kernels(capability, str(loaded.dtype), ranks)
+
+    def give_up(reason: str) -> None:
+        loaded.no_kernels = reason
+        print(f"The fused kernels cannot be used here; plain PyTorch writes instead. {reason}", file=sys.stderr, flush=True)
+
+    if refuses([]) or not find_spec("triton"):
+        return plain
+    from deepdoctor.engine.fused import FusedSteps, why_not
+
+    return plain if why_not(loaded) else GuardedSteps(FusedSteps(loaded.base, state), plain, refuses, give_up)
 
 
 def decode(loaded: LoadedModel, rows: list[Row]) -> Generator[None, None, None]:

@@ -62,7 +62,7 @@ class State:
 
 
 class Steps(Protocol):
-    """One way to put rows through the weights: `TorchSteps` anywhere, `FusedSteps` on an NVIDIA GPU."""
+    """One way to put rows through the weights: `TorchSteps` anywhere, `FusedSteps` on an NVIDIA GPU where its guard allows it."""
 
     def prefill(self, slot: int, prompt: list[int], adapter: str | None) -> None:
         """Read a prompt into a slot; its last logits go to `State.logits[slot]`."""

@@ -38,7 +38,10 @@ def unheard(_message: str, _fraction: float | None) -> None:
 
 @dataclass
 class LoadedModel:
-    """One base model in memory with the adapters attached to it. `peft` is None until the first adapter comes."""
+    """One base model in memory with the adapters attached to it. `peft` is None until the first adapter comes.
+
+    no_kernels: why the fused kernels could not be built for it, "" as long as nothing speaks against them.
+    """
 
     config: ModelConfig
     base: Any
@@ -48,6 +51,7 @@ class LoadedModel:
     folder: Path
     peft: PeftModel | None = None
     selected: dict[str, str] = field(default_factory=dict)
+    no_kernels: str = ""
 
     @property
     def device(self) -> torch.device:
