@@ -11,12 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepdoctor.engine.forward import attention, groups_of, head, hidden_states, rotations
+from deepdoctor.plan import EVALUATED_PLACES, EVALUATED_ROWS, EVALUATED_TOKENS
 from deepdoctor.tokens import Encoded
-
-ROWS_AT_ONCE = 8
-TOKENS_AT_ONCE = 4096
-# logits in float32 and their probabilities, of so many places at once: 0.26 GB with the 8B's vocabulary
-PLACES_AT_ONCE = 256
 
 
 def held_out_loss(model: Any, rows: Sequence[Encoded], adapter: str | None = None) -> dict[str, float]:
@@ -42,10 +38,10 @@ def held_out_loss(model: Any, rows: Sequence[Encoded], adapter: str | None = Non
 
 
 def batches(rows: Sequence[Encoded]) -> Iterator[list[Encoded]]:
-    """The rows by length, at most ROWS_AT_ONCE together and, padding counted, TOKENS_AT_ONCE tokens, or one row that is longer."""
+    """The rows by length, at most EVALUATED_ROWS together and, padding counted, EVALUATED_TOKENS, or one row that is longer."""
     batch: list[Encoded] = []
     for row in sorted(rows, key=lambda each: len(each.ids)):
-        if batch and (len(batch) == ROWS_AT_ONCE or (len(batch) + 1) * len(row.ids) > TOKENS_AT_ONCE):
+        if batch and (len(batch) == EVALUATED_ROWS or (len(batch) + 1) * len(row.ids) > EVALUATED_TOKENS):
             yield batch
             batch = []
         batch.append(row)
@@ -60,7 +56,7 @@ def token_losses(model: Any, batch: Sequence[Encoded], adapter: str | None = Non
     longest = max(len(row.ids) for row in batch)
     ids = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in batch], device=device)
     hidden = _hidden(model, ids, adapter)[:, :-1].flatten(0, 1)
-    slices = zip(hidden.split(PLACES_AT_ONCE), ids[:, 1:].flatten().split(PLACES_AT_ONCE), strict=True)
+    slices = zip(hidden.split(EVALUATED_PLACES), ids[:, 1:].flatten().split(EVALUATED_PLACES), strict=True)
     losses = [F.cross_entropy(head(model, some), targets, reduction="none") for some, targets in slices]
     return torch.cat(losses).view(len(batch), -1).cpu()
 

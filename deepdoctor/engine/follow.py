@@ -1,5 +1,6 @@
 """Following a training run: the trainer's callback that writes metrics, held-out losses, probe answers and progress, and obeys a stop."""
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -87,7 +88,7 @@ class Follow(TrainerCallback, ExportableState):
         self.step = state.global_step
         elapsed = time.perf_counter() - self._began
         eta = elapsed / max(1, self.step - self._first) * (state.max_steps - self.step)
-        self.run.set_status(step=self.step, seconds=round(elapsed, 1), eta_seconds=round(eta, 1))
+        self.run.set_status(step=self.step, seconds=round(elapsed, 1), eta_seconds=round(eta, 1), peak_bytes=peak_bytes(self.loaded.device))
         if self.should_stop():
             self.stopped = self.step < state.max_steps
             control.should_save = control.should_training_stop = True
@@ -130,6 +131,18 @@ class Follow(TrainerCallback, ExportableState):
 def _saved_window(state: TrainerState) -> list[float]:
     saved: Any = state.stateful_callbacks
     return list(saved.get(Follow.__name__, {}).get("attributes", {}).get("window", []))
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most GPU memory held since the peak was last reset; off a GPU, the most that this process ever had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    # told in kilobytes, on macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def memory_gib(device: torch.device) -> float:

@@ -23,6 +23,7 @@ from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped
 from deepdoctor.overlap import Overlap
+from deepdoctor.plan import precision_for
 from deepdoctor.runs import Run, Runs
 from deepdoctor.studies.study import Studies, Study
 
@@ -119,9 +120,9 @@ class Session:
 
     def _in_precision(self, run: Run) -> LoadedModel:
         """The run's model in the precision that its recipe asks for; on a CPU there is only one."""
-        loaded, wanted = self._for(run), run.finetune.base_precision
-        held = "4bit" if loaded.info.precision == "4bit" else "16bit"
-        if wanted in ("auto", held) or loaded.backend.name != "unsloth":
+        loaded = self._for(run)
+        wanted = precision_for(run.finetune, loaded.info)
+        if wanted == loaded.info.precision:
             return loaded
         half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
         return self.load(loaded.config.changed(precision="4bit" if wanted == "4bit" else half))

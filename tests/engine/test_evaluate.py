@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from deepdoctor.dataset import Example
-from deepdoctor.engine.evaluate import PLACES_AT_ONCE, ROWS_AT_ONCE, TOKENS_AT_ONCE, batches, held_out_loss, token_losses
+from deepdoctor.engine.evaluate import batches, held_out_loss, token_losses
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.nano.tokenizer import EOS
+from deepdoctor.plan import EVALUATED_PLACES, EVALUATED_ROWS, EVALUATED_TOKENS
 from deepdoctor.prompts import ARTICLE
 from deepdoctor.tokens import Encoded, encode_example
 from tests.engine import tiny
@@ -37,7 +38,7 @@ def plain_loss(model: object, rows: list[Encoded], parts: tuple[str, ...]) -> fl
 
 @pytest.mark.parametrize("family", list(tiny.FAMILIES))
 def test_it_is_the_plain_loss_of_each_part_for_base_and_adapter(loaded: LoadedModel, tmp_path: Path, family: str) -> None:
-    rows = encoded(loaded, ROWS_AT_ONCE + 3)
+    rows = encoded(loaded, EVALUATED_ROWS + 3)
     folder = tiny.save_model(tmp_path / "model", family)
     plain, tuned = tiny.plain(folder), tiny.with_adapter(folder, tiny.save_adapter(tmp_path / "adapter", folder))
     base, found = tuned.get_base_model(), []
@@ -49,7 +50,7 @@ def test_it_is_the_plain_loss_of_each_part_for_base_and_adapter(loaded: LoadedMo
     assert held_out_loss(plain, rows) == found[0] != found[1]
 
 
-@pytest.mark.parametrize("count", [1, ROWS_AT_ONCE, 2 * ROWS_AT_ONCE + 3])
+@pytest.mark.parametrize("count", [1, EVALUATED_ROWS, 2 * EVALUATED_ROWS + 3])
 def test_rows_of_any_number_are_counted_once_each(loaded: LoadedModel, llama: Path, count: int) -> None:
     rows, model = encoded(loaded, count), tiny.plain(llama)
     assert held_out_loss(model, rows)["held_out_loss"] == pytest.approx(plain_loss(model, rows, ("reasoning", "response")), abs=2e-5)
@@ -75,7 +76,7 @@ def test_batches_are_bounded_by_rows_and_by_tokens_with_padding(lengths: list[in
     made = list(batches([row_of(length) for length in lengths]))
     assert [len(batch) for batch in made] == sizes
     for batch in made:
-        assert len(batch) == 1 or len(batch) * max(len(row.ids) for row in batch) <= TOKENS_AT_ONCE
+        assert len(batch) == 1 or len(batch) * max(len(row.ids) for row in batch) <= EVALUATED_TOKENS
     assert sorted(len(row.ids) for batch in made for row in batch) == sorted(lengths)
 
 
@@ -84,7 +85,7 @@ def test_the_head_never_sees_more_than_a_slice(llama: Path) -> None:
     model.lm_head.register_forward_pre_hook(lambda _module, given: seen.append(given[0].shape.numel() // model.config.hidden_size))
     rows = [row_of(length) for length in (300, 257, 256, 255, 130, 2)]
     held_out_loss(model, rows)
-    assert max(seen) == PLACES_AT_ONCE == 256
+    assert max(seen) == EVALUATED_PLACES == 256
     assert sum(seen) == 6 * 299
 
 

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from peft import PeftModel
@@ -15,6 +16,7 @@ from deepdoctor.engine.protocol import Compare
 from deepdoctor.engine.rows import IGNORED, prepare_rows
 from deepdoctor.engine.session import Session, never
 from deepdoctor.errors import DatasetError
+from deepdoctor.plan import plan
 from deepdoctor.runs import Run
 from tests.engine import tiny
 
@@ -57,6 +59,10 @@ def test_a_run_writes_its_metrics_checkpoints_probes_and_state(trained: tuple[Se
     assert (status["state"], status["step"], status["steps"], status["rows"]) == ("finished", 6, 6, 9)
     assert status["trainable_parameters"] == 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
     assert status["wall_seconds"] > 0
+    assert (status["precision"], status["backend"], status["device"]) == ("float32", "transformers", "CPU")
+    lengths = [len(row.ids) for row in prepare_rows(tiny.model_of(_session), run).train]
+    assert status["planned_bytes"] == plan(run.finetune, tiny.model_of(_session).info, lengths).memory_bytes
+    assert psutil.Process().memory_info().rss / 4 < status["peak_bytes"] < psutil.virtual_memory().total
     assert len(run.training_questions()) == 9
     assert "step 6: loss" in run.log_tail()
     assert (run.path / "adapter" / "complete.json").exists()

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from deepdoctor.config import DatasetConfig
 from deepdoctor.engine.adapters import select_adapter
 from deepdoctor.engine.compare import TOLERANCES
 from deepdoctor.engine.decode import Decoder, Row
@@ -114,3 +115,16 @@ def test_held_out_losses_read_the_weights_as_they_are_held(ready: tuple[LoadedMo
         )
         assert found.mean().item() == pytest.approx(right.mean().item(), rel=0.01)
         assert (found - right.cpu()).abs().max() <= 2 * TOLERANCES[loaded.dtype]
+
+
+def test_a_run_says_in_which_numbers_it_trained_and_its_own_peak(
+    model: tuple[Path, list[Path]], dataset: DatasetConfig, tmp_path: Path
+) -> None:
+    session = opened(tmp_path / "data", model[0], "bfloat16")
+    before = torch.empty(2**31, dtype=torch.uint8, device="cuda")
+    del before
+    run = session.finetune(tiny.new_run(session, dataset, max_steps=2, base_precision="4bit").id)
+    status = run.status
+    assert (status["precision"], status["backend"]) == ("4bit", "unsloth")
+    assert 0 < status["peak_bytes"] < 2**31, "what was held before the run does not count"
+    assert status["planned_bytes"] > 0
