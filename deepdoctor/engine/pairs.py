@@ -2,6 +2,7 @@
 
 from collections import deque
 
+import psutil
 import torch
 
 from deepdoctor.config import SamplingConfig
@@ -15,6 +16,7 @@ SLOTS_AT_MOST = 16
 USUAL_CONTEXT = 2048
 CONTEXT_STEP = 512
 RESERVE = 1.5 * 2**30
+SHARE_OF_FREE = 0.5
 
 
 class Pairs:
@@ -121,10 +123,15 @@ def cache_bytes(loaded: LoadedModel, slots: int, context: int) -> int:
     return per_token * slots * context
 
 
-def slots_for(loaded: LoadedModel, context: int, held: int = 0) -> int:
-    """How many rows of that context fit beside the weights: even, at most SLOTS_AT_MOST. `held`: bytes that will be freed first."""
-    if loaded.device.type != "cuda":
-        return SLOTS_AT_MOST
-    free = accelerator.free_bytes(loaded.config.gpu_memory_gib) + held
-    fitting = int((free - RESERVE) // cache_bytes(loaded, 1, context))
-    return max(0, min(SLOTS_AT_MOST, fitting // 2 * 2))
+def slots_for(loaded: LoadedModel, context: int, held: int = 0, free: int | None = None) -> int:
+    """How many rows of that context fit beside the weights: even, at most SLOTS_AT_MOST. `held`: bytes that will be freed first.
+
+    free: bytes that are free now, found out if not given. On a CPU half of them stay for others, and at least one pair is written: a
+    machine can go beyond its memory, slowly.
+    """
+    on_gpu = loaded.device.type == "cuda"
+    if free is None:
+        free = accelerator.free_bytes(loaded.config.gpu_memory_gib) if on_gpu else psutil.virtual_memory().available
+    usable = free + held - RESERVE if on_gpu else (free + held) * SHARE_OF_FREE
+    fitting = int(usable // cache_bytes(loaded, 1, context))
+    return max(0 if on_gpu else 2, min(SLOTS_AT_MOST, fitting // 2 * 2))

@@ -21,7 +21,7 @@ from deepdoctor.engine.model import LoadedModel, Report, folder_of, load, parame
 from deepdoctor.engine.pairs import Pairs
 from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
-from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped
+from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, told
 from deepdoctor.overlap import Overlap
 from deepdoctor.plan import precision_for
 from deepdoctor.runs import Run, Runs
@@ -154,10 +154,10 @@ class Session:
             finetune(loaded, run, should_stop, resume)
         except torch.OutOfMemoryError as error:
             self._failed(run, "Out of memory. Lower the batch size or the longest row, or choose 4-bit precision.")
-            told = EngineError(run.status["message"])
+            said = EngineError(run.status["message"])
             error.__traceback__ = None  # it holds the tensors that did not fit
             free()
-            raise told from None
+            raise said from None
         except DeepDoctorError as error:
             self._failed(run, str(error))
             raise
@@ -176,8 +176,7 @@ class Session:
             self._for(run)
             prepare(self.pairs, study, run.adapter_dir(study.config.step), should_stop)
         except Exception as error:
-            told = str(error) if isinstance(error, DeepDoctorError) else f"{type(error).__name__}: {error}"
-            study.set_status(state="failed", message=told, eta_seconds=None, process=None)
+            study.set_status(state="failed", message=str(told(error, "preparing")), eta_seconds=None, process=None)
             raise
         return study
 

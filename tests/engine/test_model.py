@@ -3,16 +3,18 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from deepdoctor.config import ModelConfig
 from deepdoctor.engine.adapters import SELECTED_AT_MOST, adapter_hash, fresh_adapter, select_adapter, write_base_name
 from deepdoctor.engine.fingerprint import base_hash, base_weights, checksum
-from deepdoctor.engine.model import LoadedModel, load
+from deepdoctor.engine.model import PROJECTIONS, LoadedModel, load
 from deepdoctor.engine.session import Session
 from deepdoctor.errors import ModelError
 from deepdoctor.nano.tokenizer import EOS
@@ -165,6 +167,27 @@ def test_an_adapter_whose_ranks_disagree_is_refused_and_leaves_nothing_behind(lo
     assert tiny.pair(loaded, adapter).proof is not None
     assert loaded.peft is not None
     assert set(loaded.peft.peft_config) == set(loaded.selected.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"use_dora": True}, r"down_proj\.lora_magnitude_vector"),
+        ({"modules_to_save": ["lm_head"]}, r"base_model\.model\.lm_head\.weight"),
+        ({"target_modules": ["q_proj", "lm_head"]}, r"base_model\.model\.lm_head\.lora_A\.weight"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, r"embed_tokens\.lora_embedding_A"),
+        ({"alpha_pattern": {"q_proj": 1}}, "weighs q_proj unlike others"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_adapter_of_another_kind_is_refused_by_the_tensor_that_is_not_known(
+    loaded: LoadedModel, llama: Path, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    config = LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "target_modules": list(PROJECTIONS), **changes})
+    get_peft_model(tiny.plain(llama), config).save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(ModelError, match=named):
+        select_adapter(loaded, tmp_path)
+    assert (loaded.selected, loaded.peft) == ({}, None)
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
