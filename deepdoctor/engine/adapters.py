@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -95,6 +97,28 @@ def _check_fit(loaded: LoadedModel, folder: Path) -> None:
         wanted = width and ([rank, width] if is_first else [width, rank])
         if shape != wanted:
             raise ModelError(f"This adapter was not trained on {loaded.config.name}: {key} has shape {shape}, the model expects {wanted}.")
+
+
+@contextmanager
+def as_side(loaded: LoadedModel, adapter: str | None) -> Iterator[Any]:
+    """The model by transformers and PEFT with that adapter on, or for None with all of them off; afterwards it is as it was before."""
+    model = loaded.peft
+    if model is None:
+        yield loaded.base
+        return
+    was_training, active = model.training, model.active_adapter
+    model.eval()
+    try:
+        if adapter is None:
+            with model.disable_adapter():
+                yield model
+        else:
+            model.set_adapter(adapter, inference_mode=True)
+            yield model
+    finally:
+        if adapter is not None:
+            model.set_adapter(active)
+        model.train(was_training)
 
 
 def adapter_hash(loaded: LoadedModel, name: str) -> str:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.sampling import Sampler
 from deepdoctor.errors import ConfigError
 from deepdoctor.prompts import THINK_CLOSE
+
+if TYPE_CHECKING:
+    from deepdoctor.engine.one_by_one import OneByOne
 
 
 @dataclass(eq=False)
@@ -66,10 +69,7 @@ class Decoder:
 
     def submit(self, rows: list[Row]) -> None:
         """Queue rows that are to begin together. Raises ConfigError if they can never fit."""
-        for row in rows:
-            if len(row.prompt) >= self.context:
-                over = len(row.prompt) + 1 - self.context
-                raise ConfigError(f"The question is too long: {len(row.prompt)} tokens, {over} more than fit.", field="question")
+        require_room(rows, self.context)
         self.waiting.append(rows)
 
     def drop(self, rows: Sequence[Row]) -> None:
@@ -148,15 +148,35 @@ class Decoder:
         for slot in reversed(range(len(self.rows))):
             row = self.rows[slot]
             row.seconds = now - row.began
-            if drawn[slot] == self.loaded.eos_id:
-                row.finish = "stop"
-            else:
-                row.tokens.append(drawn[slot])
-                full = len(row.prompt) + len(row.tokens) >= self.loaded.info.max_length
-                if full or len(row.tokens) >= row.sampling.max_new_tokens:
-                    row.finish = "length"
+            row.finish = finish_of(self.loaded, row, drawn[slot])
             if row.finish:
                 self._free(slot)
+
+
+def require_room(rows: Sequence[Row], context: int) -> None:
+    """Raise ConfigError if a row's prompt leaves no room for an answer in so many tokens of context."""
+    for row in rows:
+        if len(row.prompt) >= context:
+            over = len(row.prompt) + 1 - context
+            raise ConfigError(f"The question is too long: {len(row.prompt)} tokens, {over} more than fit.", field="question")
+
+
+def finish_of(loaded: LoadedModel, row: Row, drawn: int) -> Finish:
+    """Write a drawn token down; how the row ends with it, "" if it goes on."""
+    if drawn == loaded.eos_id:
+        return "stop"
+    row.tokens.append(drawn)
+    full = len(row.prompt) + len(row.tokens) >= loaded.info.max_length
+    return "length" if full or len(row.tokens) >= row.sampling.max_new_tokens else ""
+
+
+def decoder_for(loaded: LoadedModel, slots: int, context: int) -> "Decoder | OneByOne":
+    """What writes with that model: paired decoding, or for models that it does not know one text after the other."""
+    if not loaded.info.decoding:
+        return Decoder(loaded, slots, context)
+    from deepdoctor.engine.one_by_one import OneByOne
+
+    return OneByOne(loaded, slots, context)
 
 
 def steps_for(loaded: LoadedModel, state: State) -> Steps:
@@ -183,12 +203,15 @@ def steps_for(loaded: LoadedModel, state: State) -> Steps:
 
 
 def decode(loaded: LoadedModel, rows: list[Row]) -> Generator[None, None, None]:
-    """Write all rows to their ends, one token a row for each item yielded; close the iterator to stop where it is.
+    """Write all rows to their ends, one token a row (or of one row, see `decoder_for`) for each item yielded; close it to stop.
 
     Raises ConfigError, before anything is written, if a prompt leaves no room for an answer.
     """
-    decoder = Decoder(loaded, len(rows), max(row.longest for row in rows))
-    decoder.submit(rows)
+    decoder = decoder_for(loaded, len(rows), max(row.longest for row in rows))
+    groups = [rows] if len(rows) <= decoder.slots else [[row] for row in rows]
+    require_room(rows, decoder.context)
+    for group in groups:
+        decoder.submit(group)
     while decoder.step():
         yield
 

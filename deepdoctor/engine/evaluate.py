@@ -3,7 +3,7 @@
 By the forward pass of decoding, which leaves the trainer's model alone, in batches and slices so small that memory is never asked for much.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepdoctor.engine.forward import attention, groups_of, head, hidden_states, rotations
+from deepdoctor.engine.model import LoadedModel
 from deepdoctor.plan import EVALUATED_PLACES, EVALUATED_ROWS, EVALUATED_TOKENS
 from deepdoctor.tokens import Encoded
 
@@ -21,12 +22,16 @@ def held_out_loss(model: Any, rows: Sequence[Encoded], adapter: str | None = Non
     `model` is a transformers causal model, adapters attached to it or not; `adapter` names the one to read with, None: the base alone.
     Returns {} for no rows, else held_out_loss, held_out_reasoning_loss and held_out_response_loss. Prompt tokens are never counted.
     """
+    return _mean_losses(rows, lambda batch: token_losses(model, batch, adapter))
+
+
+def _mean_losses(rows: Sequence[Encoded], losses_of: Callable[[list[Encoded]], Tensor]) -> dict[str, float]:
     if not rows:
         return {}
     sums = {"reasoning": 0.0, "response": 0.0}
     counts = {"reasoning": 0, "response": 0}
     for batch in batches(rows):
-        for row, row_losses in zip(batch, token_losses(model, batch, adapter), strict=True):
+        for row, row_losses in zip(batch, losses_of(batch), strict=True):
             for part in sums:
                 chosen = [place - 1 for place, name in enumerate(row.parts) if name == part and place]
                 # the end-of-sequence token has part "response": its loss is the cost of ending there
@@ -35,6 +40,15 @@ def held_out_loss(model: Any, rows: Sequence[Encoded], adapter: str | None = Non
     both = sum(sums.values()) / max(1, sum(counts.values()))
     parts = {f"held_out_{part}_loss": sums[part] / max(1, counts[part]) for part in sums}
     return {name: round(value, 5) for name, value in {"held_out_loss": both, **parts}.items()}
+
+
+def evaluate(loaded: LoadedModel, rows: Sequence[Encoded], adapter: str | None) -> dict[str, float]:
+    """`held_out_loss` of a loaded model with that adapter, or with none, by the forward pass that writes with it."""
+    if not loaded.info.decoding:
+        return held_out_loss(loaded.base, rows, adapter)
+    from deepdoctor.engine import one_by_one
+
+    return _mean_losses(rows, lambda batch: one_by_one.token_losses(loaded, batch, adapter))
 
 
 def batches(rows: Sequence[Encoded]) -> Iterator[list[Encoded]]:

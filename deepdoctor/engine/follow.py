@@ -14,7 +14,7 @@ from deepdoctor.config import SamplingConfig
 from deepdoctor.engine.adapters import write_base_name
 from deepdoctor.engine.backends import TRAINED
 from deepdoctor.engine.decode import Row, decode, transcript
-from deepdoctor.engine.evaluate import held_out_loss
+from deepdoctor.engine.evaluate import evaluate
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.rows import TrainingRows
 from deepdoctor.engine.tracking import Tracker
@@ -105,7 +105,7 @@ class Follow(TrainerCallback, ExportableState):
 
     def _evaluate(self, step: int) -> None:
         began = time.perf_counter()
-        if losses := held_out_loss(self.loaded.base, self.rows.held_out, TRAINED):
+        if losses := evaluate(self.loaded, self.rows.held_out, TRAINED):
             self._append({"step": step, **losses})
             self.run.log(f"step {step}: held-out loss {losses['held_out_loss']:.4f}")
         self._window_began += time.perf_counter() - began

@@ -15,7 +15,19 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 Group = tuple[str, slice | Tensor]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
+
+
+def why_unpaired(architecture: Any) -> str:
+    """Why this forward pass does not know a model of that configuration, in words; "" if it does."""
+    if architecture.model_type not in ARCHITECTURES:
+        return f"a {architecture.model_type} model is not of a family that paired decoding knows"
+    if "sliding_attention" in (getattr(architecture, "layer_types", None) or ()):
+        return "it attends through a sliding window, which paired decoding does not know"
+    if (rotation := architecture.rope_parameters["rope_type"]) not in FIXED_ROTATIONS:
+        return f"it turns positions by {rotation} scaling, which paired decoding does not know"
+    return ""
 
 
 @dataclass

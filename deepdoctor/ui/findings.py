@@ -101,7 +101,7 @@ def proof_card(proof: Proof | None, seed: int, rows_at_once: int = 2) -> str:
 
 
 def _again(proof: Proof, rows_at_once: int) -> str:
-    if proof.tolerance < ROUNDED:
+    if proof.tolerance < ROUNDED or rows_at_once == 1:
         return "The same seed, settings and weights give the same two texts again on this machine."
     return (
         f"Up to {rows_at_once} texts were written in one pass. In 16-bit numbers sums are rounded: the same seed, settings and weights "

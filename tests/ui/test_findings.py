@@ -79,6 +79,8 @@ def test_in_16_bit_the_card_says_what_the_texts_depend_on(tolerance):
     assert "Up to 6 texts were written in one pass." in card
     assert "written beside more or fewer, they can differ." in card
     assert "on this machine" not in card
+    alone = findings(replace(made, rows_at_once=1))
+    assert "give the same two texts again on this machine." in alone, "nothing stood beside them"
 
 
 def test_a_proof_that_does_not_hold_says_why():
