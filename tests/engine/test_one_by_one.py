@@ -24,6 +24,7 @@ from deepdoctor.engine.session import Session
 from deepdoctor.errors import ConfigError
 from tests.engine import tiny
 from tests.engine.test_evaluate import encoded, plain_loss
+from tests.studies.prepared import created
 
 PROMPTS = [[0, 5, 9, 17, 300, 41, 8, 77], [12], [0, 250, 31, 8, 99, 14, 3, 7, 7, 7, 20, 61, 5]]
 WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
@@ -188,6 +189,8 @@ def test_it_trains_with_probes_and_is_compared_then(mistral: tuple[Session, Path
     assert made.proof is not None
     assert made.proof.problems() == []
     assert made.rows_at_once == 1
+    study = created(session.data_dir, 2, run=watched.id, native_arm=True, sampling=tiny.GREEDY.changed(max_new_tokens=5).model_dump())
+    assert session.prepare(study.id).state == "open"
     loaded = tiny.model_of(session)
     assert loaded.peft is not None
     assert TRAINED in loaded.peft.peft_config
