@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.paired_decoding import Endless, random_adapter, sequential, timed
+from benchmarks.paired_decoding import Endless, bytes_read, copy_rate, random_adapter, sequential, timed
 from deepdoctor.config import ModelConfig, SamplingConfig
 from deepdoctor.engine.decode import Decoder, Row
 from deepdoctor.engine.model import LoadedModel, load
@@ -86,19 +86,6 @@ def first_token(loaded: LoadedModel, adapter: str) -> tuple[float, float]:
     return ready - began, time.perf_counter() - ready
 
 
-def copy_rate() -> float:
-    """Bytes a second that a copy reads and writes."""
-    source = torch.randn(2**29, device="cuda", dtype=torch.bfloat16)
-    target = torch.empty_like(source)
-
-    def copy() -> list[list[int]]:
-        target.copy_(source)
-        return []
-
-    taken = min(timed(copy)[0] for _ in range(8))
-    return 2 * source.nbytes / taken
-
-
 def in_other_process(folder: Path, precision: str, unsloth: str) -> dict[str, Any]:
     """`peers` in a process of its own."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.decoding_gpu", str(folder), "--precision", precision, "--peer"]
@@ -115,20 +102,23 @@ def measure(folder: Path, precision: str, with_peers: bool) -> dict[str, Any]:
         plain = plain if precision == "4bit" else in_other_process(folder, precision, "off")
         unsloth = in_other_process(folder, precision, "on")
     loaded, adapter = opened(folder, precision)
-    head = loaded.base.lm_head.weight
-    layers = sum(p.nbytes for name, p in loaded.base.model.layers.named_parameters() if "lora_" not in name)
-    rate, bytes_read = copy_rate(), layers + head.nbytes
+    rate, read = copy_rate(loaded.device, 2**30), bytes_read(loaded)
     warm, first = first_token(loaded, adapter)
     pair = written(loaded, 1, 150, GREEDY, adapter)
     at_1k = written(loaded, 1, 768, GREEDY, adapter)
     sampled = written(loaded, 1, 150, GREEDY.changed(temperature=0.6), adapter)
     eight = written(loaded, 8, 150, GREEDY, adapter)
-    floor = 1000 * bytes_read / rate
+    floor = 1000 * read / rate
     return {
         "gpu": torch.cuda.get_device_name(),
         "versions": {name: version(name) for name in ("torch", "triton", "transformers", "peft", "unsloth", "bitsandbytes")},
-        **{"precision": precision, "parameters": loaded.info.parameters, "steps": type(Decoder(loaded, 2, 64).steps).__name__},
-        **{"copy_tb_per_second": round(rate / 1e12, 3), "bytes_read_gb": round(bytes_read / 1e9, 2), "floor_ms": round(floor, 3)},
+        **{
+            "precision": precision,
+            "parameters": loaded.info.parameters,
+            "steps": type(Decoder(loaded, 2, 64).steps).__name__,
+            "no_kernels": loaded.no_kernels,
+        },
+        **{"copy_tb_per_second": round(rate / 1e12, 3), "bytes_read_gb": round(read / 1e9, 2), "floor_ms": round(floor, 3)},
         **{
             "pair": pair,
             "pair_at_1k": at_1k,

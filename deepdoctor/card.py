@@ -34,8 +34,8 @@ class CardFacts:
     """All that a card tells of one run.
 
     repo: where it is published; model: the base as the run names it; base_id: its own id on the Hub, None if it is not there;
-    step: of the checkpoint, None for the final adapter; steps: optimizer steps it was trained for; rows: trained on; curve: as `Run.curve`
-    returns it.
+    step: of the checkpoint, None for the final adapter; steps: optimizer steps it was trained for; rows: trained on; precision: in which
+    the base was held meanwhile; curve: as `Run.curve` returns it.
     """
 
     repo: str
@@ -45,6 +45,7 @@ class CardFacts:
     step: int | None
     steps: int
     rows: int
+    precision: str
     dataset: DatasetConfig
     recipe: FinetuneConfig
     curve: tuple[dict[str, Any], ...]
@@ -63,6 +64,7 @@ def facts_of(run: Run, comparisons: Iterable[Comparison], repo: str, step: int |
         step=step,
         steps=run.status["step"] if step is None else step,
         rows=run.status["rows"],
+        precision=run.status.get("precision") or run.model.precision,
         dataset=run.dataset,
         recipe=run.finetune,
         curve=tuple(row for row in run.curve() if step is None or row.get("step", 0) <= step),
@@ -227,7 +229,7 @@ def _losses(facts: CardFacts) -> str:
 def _recipe(facts: CardFacts) -> str:
     values = facts.recipe.model_dump()
     names = [name for name in values if not name.startswith(("probe_", "wandb"))]
-    rows = [f"| Precision of the base | {facts.model.precision} |"]
+    rows = [f"| Precision of the base | {facts.precision} |"]
     rows += [f"| {plain(FinetuneConfig.model_fields[name].title)} | {plain(values[name])} |" for name in names]
     return "\n".join(["## Recipe", "", "| Setting | Value |", "|---|---|", *rows])
 

@@ -33,6 +33,28 @@ class EngineError(DeepDoctorError):
     """The engine process is busy, stopped, or has died."""
 
 
+OUT_OF_MEMORY = {
+    "answering": "Lower the longest answer, or ask again when fewer comparisons are being written.",
+    "exporting": "Export without the merged model, or free some memory first.",
+    "preparing": "Lower the study's longest answer; what is written stays, and preparing goes on from there.",
+    "loading": "Choose a smaller model, or 4 bits.",
+}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, the GPU's (as torch tells it) or the machine's."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def told(error: Exception, work: str = "answering") -> DeepDoctorError:
+    """Any error in words for the user; of memory that ran out with what to do about it. `work`: what was being done, see OUT_OF_MEMORY."""
+    if isinstance(error, DeepDoctorError):
+        return error
+    if is_out_of_memory(error):
+        return EngineError(f"Out of memory while {work}. {OUT_OF_MEMORY[work]}")
+    return EngineError(f"{type(error).__name__}: {error}. Details are in engine.log in the data folder.")
+
+
 class Stopped(DeepDoctorError):
     """The user asked for the work to stop before there was anything to keep."""
 

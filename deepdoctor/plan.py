@@ -18,17 +18,21 @@ QUICK_SECONDS = 95.0
 # of an engine process on a CPU before it holds a model; there, memory is that of the process, and on a GPU that of its arrays
 PROCESS_BYTES = round(0.9 * 2**30)
 
-BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "4bit": 0.53}
+BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "16bit": 2.0, "4bit": 0.53}
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_8bit": 2}
 ADAPTER_BYTES = 8  # a float32 weight and its float32 gradient
 LOGIT_BYTES = 8  # a float32 logit and its gradient
+# what the held-out loss reads at once: rows, tokens with their padding, and places whose logits are there together
+EVALUATED_ROWS, EVALUATED_TOKENS, EVALUATED_PLACES = 8, 4096, 256
+EVALUATED_LOGIT_BYTES = 14  # a logit as the head gives it, in float32, and twice more for its loss
 
 
 @dataclass(frozen=True)
 class Plan:
     """What one run will take. `rows` are trained on, `left_out` are longer than the limit, `held_out` are kept for evaluation.
 
-    tokens: read in all steps together, padding not counted. seconds and memory_bytes are estimates.
+    tokens: read in all steps together, padding not counted. seconds and memory_bytes, the peak, are estimates. precision: of the base while
+    it trains; batch: rows computed at once; accumulation: batches in a step; checkpointing: whether activations are computed again.
     """
 
     rows: int
@@ -41,6 +45,10 @@ class Plan:
     memory_bytes: int
     device_bytes: int
     seconds: float
+    precision: str
+    batch: int
+    accumulation: int
+    checkpointing: bool
 
     @property
     def fits(self) -> bool:
@@ -51,17 +59,18 @@ class Plan:
 def plan(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> Plan:
     """Estimate a run over rows of these `lengths` (tokens a row, held-out rows not among them).
 
-    memory = weights + adapter (weight, gradient, optimizer states) + activations + logits of one batch of the longest rows; on a CPU
-    with the process around them, because that is what a run's metrics tell.
+    memory = weights + adapter (weight, gradient, optimizer states) + activations + logits of one batch of the longest rows, or what the
+    held-out loss needs if that is more; off a GPU with the process around them, because that is what a run's metrics tell.
     Activations of a layer: the inputs and outputs of its projections. With checkpointing only each layer's input is kept,
     and one layer whole. seconds: 4·N operations a token, forward and backward through N frozen weights (6·N with
     checkpointing, which goes forward twice), over padded batches; 2·N a token for each held-out loss; probes by decoding.
     Attention's own arithmetic is left out. Raises DatasetError if no row is short enough.
     """
-    kept = [length for length in lengths if 0 < length <= config.max_seq_length]
+    longest = min(config.max_seq_length, model.max_length)
+    kept = [length for length in lengths if 0 < length <= longest]
     if not kept:
         raise DatasetError(
-            f"No row to train on is left: all {len(lengths):,} are longer than {config.max_seq_length:,} tokens. Raise the longest row."
+            f"No row to train on is left: all {len(lengths):,} are longer than {longest:,} tokens. Raise the longest row."
             if lengths
             else "There is no row to train on. Choose rows on the Dataset tab."
         )
@@ -78,7 +87,21 @@ def plan(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> Pl
         memory_bytes=_memory(config, model, max(kept)),
         device_bytes=model.memory_bytes,
         seconds=_seconds(config, model, kept, steps),
+        precision=precision_for(config, model),
+        batch=config.batch_size,
+        accumulation=config.accumulation,
+        checkpointing=_checkpoints(config, model),
     )
+
+
+def precision_for(config: FinetuneConfig, model: ModelInfo) -> str:
+    """In which numbers the base is held while it trains: as it is loaded, or as the recipe asks where Unsloth can load it anew.
+
+    For a model in 4 bits whose recipe asks for 16 it is "16bit": which of the two kinds, the card decides.
+    """
+    held = "4bit" if model.precision == "4bit" else "16bit"
+    reloads = model.backend == "unsloth" and config.base_precision not in ("auto", held)
+    return config.base_precision if reloads else model.precision
 
 
 def roughly(seconds: float) -> str:
@@ -106,8 +129,13 @@ def padded_length(lengths: Sequence[int], batch: int) -> float:
     return sum(length * chance for length, chance in zip(sorted(lengths), chances, strict=True))
 
 
+def on_gpu(device: str) -> bool:
+    """Whether a device, by the name that ModelInfo gives it, is an NVIDIA GPU with memory of its own."""
+    return not device.upper().startswith(("CPU", "MPS"))
+
+
 def _is_cuda(model: ModelInfo) -> bool:
-    return not model.device.lower().startswith("cpu")
+    return on_gpu(model.device)
 
 
 def _checkpoints(config: FinetuneConfig, model: ModelInfo) -> bool:
@@ -115,16 +143,26 @@ def _checkpoints(config: FinetuneConfig, model: ModelInfo) -> bool:
 
 
 def _memory(config: FinetuneConfig, model: ModelInfo, longest: int) -> int:
-    number_bytes = 4 if model.precision == "float32" else 2
-    embedded = 2 * model.vocabulary * model.hidden_size if model.precision == "4bit" else 0  # embeddings and head stay in 16 bit
-    weights = (model.parameters - embedded) * BYTES_PER_WEIGHT[model.precision] + embedded * 2
+    precision = precision_for(config, model)
+    number_bytes = 4 if precision == "float32" else 2
+    embedded = 2 * model.vocabulary * model.hidden_size if precision == "4bit" else 0  # embeddings and head stay in 16 bit
+    weights = (model.parameters - embedded) * BYTES_PER_WEIGHT[precision] + embedded * 2
     optimizer = config.optimizer if _is_cuda(model) else "adamw_torch"
     adapter = trainable_parameters(config, model) * (ADAPTER_BYTES + OPTIMIZER_BYTES[optimizer])
     layer = sum(inputs + outputs for inputs, outputs in model.projections.values())
     layers = layer + model.layers * model.hidden_size if _checkpoints(config, model) else layer * model.layers
-    tokens = config.batch_size * longest
+    training = config.batch_size * longest * (layers * number_bytes + model.vocabulary * LOGIT_BYTES)
     process = 0 if _is_cuda(model) else PROCESS_BYTES
-    return round(process + weights + adapter + tokens * (layers * number_bytes + model.vocabulary * LOGIT_BYTES))
+    evaluating = _evaluation(model, longest, number_bytes) if config.held_out_rows else 0
+    return round(process + weights + adapter + max(training, evaluating))
+
+
+def _evaluation(model: ModelInfo, longest: int, number_bytes: int) -> int:
+    """Bytes of one batch of the held-out loss: one layer's activations, an adapter's float32 input, and a slice of logits."""
+    tokens = max(longest, min(EVALUATED_TOKENS, EVALUATED_ROWS * longest))
+    layer = sum(inputs + outputs for inputs, outputs in model.projections.values()) * number_bytes
+    widest = max(inputs for inputs, _outputs in model.projections.values()) * 4
+    return tokens * (layer + widest) + EVALUATED_PLACES * model.vocabulary * EVALUATED_LOGIT_BYTES
 
 
 def _seconds(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int], steps: int) -> float:

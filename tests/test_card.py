@@ -45,11 +45,20 @@ FACTS = CardFacts(
     step=None,
     steps=60,
     rows=476,
+    precision="4bit",
     dataset=HUB,
     recipe=preset("article"),
     curve=CURVE,
     examples=(compared(reference="The reference."),),
 )
+
+
+def test_the_card_says_in_which_numbers_the_base_really_was(tmp_path: Path) -> None:
+    run = Runs(tmp_path).create(ModelConfig(), DatasetConfig(), preset("quick"))
+    run.set_status(state="finished", step=30, rows=476)
+    assert "| Precision of the base | auto |" in model_card(facts_of(run, [], "owner/m")), "all that runs of before have to say"
+    run.set_status(precision="4bit")
+    assert "| Precision of the base | 4bit |" in model_card(facts_of(run, [], "owner/m"))
 
 
 def html(markdown: str) -> str:

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from deepdoctor import errors
-from deepdoctor.errors import ConfigError, DeepDoctorError
+from deepdoctor.errors import OUT_OF_MEMORY, ConfigError, DeepDoctorError, is_out_of_memory, told
 
 FAMILY = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, DeepDoctorError)]
 
@@ -22,6 +22,21 @@ def test_every_error_is_one_of_the_family_and_survives_the_pipe(kind: type[DeepD
 def test_a_config_error_keeps_its_field_across_the_pipe() -> None:
     sent = pickle.loads(pickle.dumps(ConfigError("Steps: too many.", field="max_steps")))
     assert (str(sent), sent.field) == ("Steps: too many.", "max_steps")
+
+
+@pytest.mark.parametrize("work", OUT_OF_MEMORY)
+def test_memory_that_ran_out_is_told_by_what_was_being_done(work: str) -> None:
+    error = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 20.00 MiB.")
+    for each in (error, MemoryError()):
+        assert is_out_of_memory(each)
+        assert str(told(each, work)) == f"Out of memory while {work}. {OUT_OF_MEMORY[work]}"
+    assert not is_out_of_memory(RuntimeError("CUDA error: out of luck"))
+
+
+def test_words_for_the_user_stay_and_others_get_their_kind_and_where_to_look() -> None:
+    mine = ConfigError("Steps: too many.", field="max_steps")
+    assert told(mine) is mine
+    assert str(told(ValueError("no"))) == "ValueError: no. Details are in engine.log in the data folder."
 
 
 def test_the_field_is_optional() -> None:

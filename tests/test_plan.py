@@ -7,7 +7,7 @@ import pytest
 from deepdoctor.config import PRESETS, FinetuneConfig
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import DatasetError
-from deepdoctor.plan import QUICK_SECONDS, Plan, padded_length, plan, roughly, trainable_parameters
+from deepdoctor.plan import PROCESS_BYTES, QUICK_SECONDS, Plan, padded_length, plan, roughly, trainable_parameters
 
 SIZES = {"q_proj": (4096, 4096), "k_proj": (4096, 1024), "v_proj": (4096, 1024), "o_proj": (4096, 4096)}
 WIDE = {"gate_proj": (4096, 14336), "up_proj": (4096, 14336), "down_proj": (14336, 4096)}
@@ -86,6 +86,62 @@ def test_checkpointing_and_8_bit_states_count_for_nothing_on_a_cpu() -> None:
     plain = ARTICLE.changed(gradient_checkpointing=False, optimizer="adamw_torch")
     first, second = plan(ARTICLE, cpu, ROWS), plan(plain, cpu, ROWS)
     assert (first.memory_bytes, first.seconds) == (second.memory_bytes, second.seconds)
+
+
+@pytest.mark.parametrize("device", ["CPU (2 cores)", "MPS"])
+def test_what_only_a_gpu_can_do_is_not_planned_elsewhere(device: str) -> None:
+    found = plan(ARTICLE, replace(LLAMA_8B, device=device, precision="float32"), ROWS)
+    assert not found.checkpointing
+    assert found.precision == "float32"
+    assert found.memory_bytes > PROCESS_BYTES + 4 * LLAMA_8B.parameters
+    cpu = plan(ARTICLE, replace(LLAMA_8B, device="CPU", precision="float32"), ROWS)
+    assert (found.memory_bytes, found.seconds) == (cpu.memory_bytes, cpu.seconds)
+
+
+@pytest.mark.parametrize(
+    ("held", "backend", "wanted", "trains_in"),
+    [
+        ("bfloat16", "unsloth", "4bit", "4bit"),
+        ("bfloat16", "unsloth", "auto", "bfloat16"),
+        ("float16", "unsloth", "16bit", "float16"),
+        ("4bit", "unsloth", "auto", "4bit"),
+        ("4bit", "unsloth", "16bit", "16bit"),
+        ("bfloat16", "transformers", "4bit", "bfloat16"),
+        ("float32", "transformers", "4bit", "float32"),
+    ],
+)
+def test_the_precision_is_that_of_the_training_not_of_what_is_loaded(held: str, backend: str, wanted: str, trains_in: str) -> None:
+    model = replace(LLAMA_8B, precision=held, backend=backend)
+    found = plan(ARTICLE.changed(base_precision=wanted), model, ROWS)
+    assert found.precision == trains_in
+    assert found.memory_bytes == plan(ARTICLE.changed(base_precision="auto"), replace(model, precision=trains_in), ROWS).memory_bytes
+
+
+def test_the_plan_says_how_a_step_is_made_up() -> None:
+    found = plan(ARTICLE.changed(batch_size=3, accumulation=5), LLAMA_8B, ROWS)
+    assert (found.batch, found.accumulation, found.checkpointing) == (3, 5, True)
+    assert not plan(ARTICLE.changed(gradient_checkpointing=False), LLAMA_8B, ROWS).checkpointing
+
+
+def test_the_peak_is_that_of_evaluation_where_a_step_needs_less() -> None:
+    small = ARTICLE.changed(batch_size=1)
+    short = [60] * 50
+    watched, quiet = plan(small, LLAMA_8B, short).memory_bytes, plan(small.changed(held_out_rows=0), LLAMA_8B, short).memory_bytes
+    assert 0.4 * 2**30 < watched - quiet < 1.5 * 2**30
+    large = ARTICLE.changed(batch_size=8)
+    assert plan(large, LLAMA_8B, ROWS).memory_bytes == plan(large.changed(held_out_rows=0), LLAMA_8B, ROWS).memory_bytes
+
+
+def test_the_article_on_a_t4_fits_with_its_evaluation() -> None:
+    """15 GiB, rows of any length that the recipe takes: evaluation is bounded by tokens, whatever the rows."""
+    t4 = replace(LLAMA_8B, device="Tesla T4", precision="4bit", backend="unsloth", memory_bytes=15 * 2**30)
+    assert plan(ARTICLE, t4, ROWS).fits
+    assert plan(ARTICLE.changed(batch_size=1), t4, [2048] * 100).fits
+
+
+def test_rows_longer_than_the_model_reads_are_left_out() -> None:
+    found = plan(ARTICLE, replace(LLAMA_8B, max_length=512), [100, 512, 513])
+    assert (found.rows, found.left_out) == (2, 1)
 
 
 def test_no_evaluation_and_no_probes_cost_nothing() -> None:

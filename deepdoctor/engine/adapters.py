@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -12,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.backends import TRAINED
 from deepdoctor.engine.fingerprint import checksum
-from deepdoctor.engine.model import PROJECTIONS, LoadedModel, first_line
+from deepdoctor.engine.model import LoadedModel, first_line
 from deepdoctor.errors import ModelError
 
 SELECTED_AT_MOST = 4
@@ -30,7 +32,7 @@ def fresh_adapter(loaded: LoadedModel, config: FinetuneConfig) -> PeftModel:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         use_rslora=config.use_rslora,
-        target_modules=list(PROJECTIONS),
+        target_modules=list(loaded.info.projections),
         bias="none",
     )
     if loaded.peft is not None:
@@ -77,16 +79,46 @@ def _check_fit(loaded: LoadedModel, folder: Path) -> None:
     try:
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-        rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        rank, uneven = config["r"], config.get("alpha_pattern")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The adapter in {folder.name} is damaged: {error}. Train again, or choose another checkpoint.") from error
+    if uneven:
+        raise ModelError(f"This adapter weighs {next(iter(uneven))} unlike others (alpha_pattern), which paired decoding does not know.")
     for key, shape in shapes.items():
         name, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
+        if factor not in ("A.weight", "B.weight") or name.rpartition(".")[2] not in loaded.info.projections:
+            raise ModelError(
+                f"This adapter holds {key}, which is no low-rank factor of {', '.join(loaded.info.projections)}: whole modules, DoRA and "
+                "other kinds of adapter cannot be compared in pairs. Choose a plain LoRA adapter."
+            )
         module, is_first = modules.get(name), factor.startswith("A")
         width = module and (module.in_features if is_first else module.out_features)
         wanted = width and ([rank, width] if is_first else [width, rank])
         if shape != wanted:
             raise ModelError(f"This adapter was not trained on {loaded.config.name}: {key} has shape {shape}, the model expects {wanted}.")
+
+
+@contextmanager
+def as_side(loaded: LoadedModel, adapter: str | None) -> Iterator[Any]:
+    """The model by transformers and PEFT with that adapter on, or for None with all of them off; afterwards it is as it was before."""
+    model = loaded.peft
+    if model is None:
+        yield loaded.base
+        return
+    was_training, active = model.training, model.active_adapter
+    model.eval()
+    try:
+        if adapter is None:
+            with model.disable_adapter():
+                yield model
+        else:
+            model.set_adapter(adapter, inference_mode=True)
+            yield model
+    finally:
+        if adapter is not None:
+            model.set_adapter(active)
+        model.train(was_training)
 
 
 def adapter_hash(loaded: LoadedModel, name: str) -> str:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from deepdoctor.comparison import BaseProof, Comparison, Proof
 from deepdoctor.config import SamplingConfig
-from deepdoctor.engine.adapters import adapter_hash, select_adapter
-from deepdoctor.engine.decode import Decoder, Row, transcript
+from deepdoctor.engine.adapters import adapter_hash, as_side, select_adapter
+from deepdoctor.engine.decode import Row, decoder_for, transcript
 from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.prompts import render_question, style_named
@@ -94,7 +94,7 @@ def compare(loaded: LoadedModel, asked: Question, adapter_folder: Path, should_s
     the first snapshot if the proof fails, ConfigError for a question that cannot be asked, ModelError for an adapter that does not fit.
     """
     pair = Pair(loaded, asked, select_adapter(loaded, adapter_folder))
-    decoder = Decoder(loaded, 2, pair.base.longest)
+    decoder = decoder_for(loaded, 2, pair.base.longest)
     decoder.submit(pair.rows)
     while decoder.step():
         pair.prove()
@@ -153,18 +153,11 @@ def reference_logits(loaded: LoadedModel, prompt: list[int], adapter: str) -> tu
     """Logits [vocabulary] after a prompt, by transformers and PEFT: with all adapters disabled, and with `adapter` on."""
     assert loaded.peft is not None
     ids = torch.tensor([prompt], device=loaded.device)
-    was_training, active = loaded.peft.training, loaded.peft.active_adapter
-    loaded.peft.eval()
-    loaded.peft.set_adapter(adapter, inference_mode=True)
-    try:
-        # not inference_mode: what Unsloth keeps from such a pass (its rotation tables) could not be trained with afterwards
-        with torch.no_grad():
-            with loaded.peft.disable_adapter():
-                off = loaded.peft(input_ids=ids).logits[0, -1].float()
-            on = loaded.peft(input_ids=ids).logits[0, -1].float()
-    finally:
-        loaded.peft.set_adapter(active)
-        loaded.peft.train(was_training)
+    # not inference_mode: what Unsloth keeps from such a pass (its rotation tables) could not be trained with afterwards
+    with torch.no_grad(), as_side(loaded, adapter) as model:
+        with model.disable_adapter():
+            off = model(input_ids=ids).logits[0, -1].float()
+        on = model(input_ids=ids).logits[0, -1].float()
     return off, on
 
 

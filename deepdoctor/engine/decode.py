@@ -3,10 +3,13 @@
 Rows are slots of a static cache. They are filled and freed at token boundaries, so a new pair joins while others are being written.
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,10 +17,14 @@ from torch import Tensor
 from deepdoctor.comparison import Finish, Transcript
 from deepdoctor.config import SamplingConfig
 from deepdoctor.engine.forward import State, Steps, TorchSteps
+from deepdoctor.engine.guard import GuardedSteps, why_no_kernels
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.sampling import Sampler
 from deepdoctor.errors import ConfigError
 from deepdoctor.prompts import THINK_CLOSE
+
+if TYPE_CHECKING:
+    from deepdoctor.engine.one_by_one import OneByOne
 
 
 @dataclass(eq=False)
@@ -62,10 +69,7 @@ class Decoder:
 
     def submit(self, rows: list[Row]) -> None:
         """Queue rows that are to begin together. Raises ConfigError if they can never fit."""
-        for row in rows:
-            if len(row.prompt) >= self.context:
-                over = len(row.prompt) + 1 - self.context
-                raise ConfigError(f"The question is too long: {len(row.prompt)} tokens, {over} more than fit.", field="question")
+        require_room(rows, self.context)
         self.waiting.append(rows)
 
     def drop(self, rows: Sequence[Row]) -> None:
@@ -144,34 +148,70 @@ class Decoder:
         for slot in reversed(range(len(self.rows))):
             row = self.rows[slot]
             row.seconds = now - row.began
-            if drawn[slot] == self.loaded.eos_id:
-                row.finish = "stop"
-            else:
-                row.tokens.append(drawn[slot])
-                full = len(row.prompt) + len(row.tokens) >= self.loaded.info.max_length
-                if full or len(row.tokens) >= row.sampling.max_new_tokens:
-                    row.finish = "length"
+            row.finish = finish_of(self.loaded, row, drawn[slot])
             if row.finish:
                 self._free(slot)
 
 
+def require_room(rows: Sequence[Row], context: int) -> None:
+    """Raise ConfigError if a row's prompt leaves no room for an answer in so many tokens of context."""
+    for row in rows:
+        if len(row.prompt) >= context:
+            over = len(row.prompt) + 1 - context
+            raise ConfigError(f"The question is too long: {len(row.prompt)} tokens, {over} more than fit.", field="question")
+
+
+def finish_of(loaded: LoadedModel, row: Row, drawn: int) -> Finish:
+    """Write a drawn token down; how the row ends with it, "" if it goes on."""
+    if drawn == loaded.eos_id:
+        return "stop"
+    row.tokens.append(drawn)
+    full = len(row.prompt) + len(row.tokens) >= loaded.info.max_length
+    return "length" if full or len(row.tokens) >= row.sampling.max_new_tokens else ""
+
+
+def decoder_for(loaded: LoadedModel, slots: int, context: int) -> "Decoder | OneByOne":
+    """What writes with that model: paired decoding, or for models that it does not know one text after the other."""
+    if not loaded.info.decoding:
+        return Decoder(loaded, slots, context)
+    from deepdoctor.engine.one_by_one import OneByOne
+
+    return OneByOne(loaded, slots, context)
+
+
 def steps_for(loaded: LoadedModel, state: State) -> Steps:
     """The fastest steps that this model and device allow."""
-    if loaded.device.type == "cuda":
-        from deepdoctor.engine.fused import FusedSteps, why_not
+    plain = TorchSteps(loaded.base, state)
+    if loaded.device.type != "cuda":
+        return plain
+    capability = torch.cuda.get_device_capability()
 
-        if not why_not(loaded):
-            return FusedSteps(loaded.base, state)
-    return TorchSteps(loaded.base, state)
+    def refuses(adapters: Sequence[str | None]) -> str:
+        configs: dict[str, Any] = loaded.peft.peft_config if loaded.peft else {}
+        ranks = [configs[name].r for name in adapters if name]
+        return loaded.no_kernels or why_no_kernels(capability, str(loaded.dtype), ranks)
+
+    def give_up(reason: str) -> None:
+        loaded.no_kernels = reason
+        print(f"The fused kernels cannot be used here; plain PyTorch writes instead. {reason}", file=sys.stderr, flush=True)
+
+    if refuses([]) or not find_spec("triton"):
+        return plain
+    from deepdoctor.engine.fused import FusedSteps, why_not
+
+    return plain if why_not(loaded) else GuardedSteps(FusedSteps(loaded.base, state), plain, refuses, give_up)
 
 
 def decode(loaded: LoadedModel, rows: list[Row]) -> Generator[None, None, None]:
-    """Write all rows to their ends, one token a row for each item yielded; close the iterator to stop where it is.
+    """Write all rows to their ends, one token a row (or of one row, see `decoder_for`) for each item yielded; close it to stop.
 
     Raises ConfigError, before anything is written, if a prompt leaves no room for an answer.
     """
-    decoder = Decoder(loaded, len(rows), max(row.longest for row in rows))
-    decoder.submit(rows)
+    decoder = decoder_for(loaded, len(rows), max(row.longest for row in rows))
+    groups = [rows] if len(rows) <= decoder.slots else [[row] for row in rows]
+    require_room(rows, decoder.context)
+    for group in groups:
+        decoder.submit(group)
     while decoder.step():
         yield
 

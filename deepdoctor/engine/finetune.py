@@ -12,11 +12,12 @@ from trl import SFTConfig, SFTTrainer
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.adapters import fresh_adapter, write_base_name
 from deepdoctor.engine.backends import TRAINED
-from deepdoctor.engine.follow import Follow
+from deepdoctor.engine.follow import Follow, peak_bytes
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.engine.tracking import Tracker
 from deepdoctor.files import write_json
+from deepdoctor.plan import plan
 from deepdoctor.runs import Run
 
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
@@ -38,6 +39,7 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
     model = fresh_adapter(loaded, config)
     steps = config.steps_for(len(rows.train))
     run.set_status(steps=steps, message="Training", rows=len(rows.train), trainable_parameters=_trainable(model), resumed=resume)
+    _note_how(loaded, run, [len(row.ids) for row in rows.train])
     run.log(f"{'Resuming from step ' + str(checkpoints[-1]) if resume else 'Training'}: {len(rows.train)} rows, {steps} steps.")
     follow = Follow(loaded, run, rows, Tracker(run), should_stop)
     trainer: Any = (SFTTrainer if loaded.device.type == "cuda" else PlainLossTrainer)(
@@ -57,6 +59,7 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
         loaded.base.__dict__.pop("forward", None)  # TRL has wrapped it; the next run would wrap the wrapper
         loaded.backend.rest(model)
         follow.tracker.finish(run.probes())
+        run.set_status(peak_bytes=peak_bytes(loaded.device))
     _save_adapter(loaded, run, follow)
 
 
@@ -96,6 +99,14 @@ def trainer_arguments(config: FinetuneConfig, run: Run, steps: int, loaded: Load
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
     )
+
+
+def _note_how(loaded: LoadedModel, run: Run, lengths: list[int]) -> None:
+    """Write down in which numbers and by which library it trains and what it is expected to need; on a GPU the peak counts from here."""
+    planned = plan(run.finetune, loaded.info, lengths).memory_bytes
+    run.set_status(precision=loaded.info.precision, backend=loaded.info.backend, device=loaded.info.device, planned_bytes=planned)
+    if loaded.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _trainable(model: Any) -> int:

@@ -1,5 +1,6 @@
 """Following a training run: the trainer's callback that writes metrics, held-out losses, probe answers and progress, and obeys a stop."""
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from deepdoctor.config import SamplingConfig
 from deepdoctor.engine.adapters import write_base_name
 from deepdoctor.engine.backends import TRAINED
 from deepdoctor.engine.decode import Row, decode, transcript
-from deepdoctor.engine.evaluate import held_out_loss
+from deepdoctor.engine.evaluate import evaluate
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.rows import TrainingRows
 from deepdoctor.engine.tracking import Tracker
@@ -88,7 +89,8 @@ class Follow(TrainerCallback, ExportableState):
         self.step = state.global_step
         elapsed = time.perf_counter() - self._began
         eta = elapsed / max(1, self.step - self._first) * (state.max_steps - self.step)
-        self.run.set_status(step=self.step, seconds=round(self._earlier + elapsed, 1), eta_seconds=round(eta, 1))
+        done = round(self._earlier + elapsed, 1)
+        self.run.set_status(step=self.step, seconds=done, eta_seconds=round(eta, 1), peak_bytes=peak_bytes(self.loaded.device))
         if self.should_stop():
             self.stopped = self.step < state.max_steps
             control.should_save = control.should_training_stop = True
@@ -105,7 +107,7 @@ class Follow(TrainerCallback, ExportableState):
 
     def _evaluate(self, step: int) -> None:
         began = time.perf_counter()
-        if losses := held_out_loss(self.loaded.peft, self.rows.held_out):
+        if losses := evaluate(self.loaded, self.rows.held_out, TRAINED):
             self._append({"step": step, **losses})
             self.run.log(f"step {step}: held-out loss {losses['held_out_loss']:.4f}")
         self._window_began += time.perf_counter() - began
@@ -131,6 +133,18 @@ class Follow(TrainerCallback, ExportableState):
 def _saved_window(state: TrainerState) -> list[float]:
     saved: Any = state.stateful_callbacks
     return list(saved.get(Follow.__name__, {}).get("attributes", {}).get("window", []))
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most GPU memory held since the peak was last reset; off a GPU, the most that this process ever had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    # told in kilobytes, on macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def memory_gib(device: torch.device) -> float:

@@ -14,7 +14,20 @@ from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 Group = tuple[str, slice | Tensor]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
+
+
+def why_unpaired(architecture: Any) -> str:
+    """Why this forward pass does not know a model of that configuration, in words; "" if it does."""
+    if architecture.model_type not in ARCHITECTURES:
+        return f"a {architecture.model_type} model is not of a family that paired decoding knows"
+    if "sliding_attention" in (getattr(architecture, "layer_types", None) or ()):
+        return "it attends through a sliding window, which paired decoding does not know"
+    if (rotation := architecture.rope_parameters["rope_type"]) not in FIXED_ROTATIONS:
+        return f"it turns positions by {rotation} scaling, which paired decoding does not know"
+    return ""
 
 
 @dataclass
@@ -61,7 +74,7 @@ class State:
 
 
 class Steps(Protocol):
-    """One way to put rows through the weights: `TorchSteps` anywhere, `FusedSteps` on an NVIDIA GPU."""
+    """One way to put rows through the weights: `TorchSteps` anywhere, `FusedSteps` on an NVIDIA GPU where its guard allows it."""
 
     def prefill(self, slot: int, prompt: list[int], adapter: str | None) -> None:
         """Read a prompt into a slot; its last logits go to `State.logits[slot]`."""
@@ -133,32 +146,50 @@ class TorchSteps:
 
     def _logits(self, ids: Tensor, slot: int, lengths: list[int], groups: list[Group]) -> Tensor:
         """Logits [rows, vocabulary] after the last of `ids` [rows, new], of rows that stand in slots from `slot` on and hold `lengths`."""
-        state, model = self.state, self.model.model
+        state = self.state
         rows, new = ids.shape
         positions = torch.tensor(lengths, device=ids.device)[:, None] + torch.arange(new, device=ids.device)
         width = max(lengths) + new
-        hidden = model.embed_tokens(ids)
         turn = state.cos[positions].unsqueeze(1), state.sin[positions].unsqueeze(1)
         mask = None if len(set(lengths)) == 1 else (torch.arange(width, device=ids.device) <= positions[:, :, None]).unsqueeze(1)
-        for index, layer in enumerate(model.layers):
+
+        def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             cache = state.keys[index, slot : slot + rows], state.values[index, slot : slot + rows]
-            normed = rms_norm(layer.input_layernorm, hidden)
-            query, key, value = _heads(layer.self_attn, normed, groups, turn)
             keys, values = (_remember(held, positions, one)[:, :, :width] for held, one in zip(cache, (key, value), strict=True))
-            mixed = F.scaled_dot_product_attention(
-                query,
-                keys,
-                values,
-                attn_mask=mask,
-                is_causal=mask is None and new > 1,
-                scale=layer.self_attn.scaling,
-                enable_gqa=query.shape[1] != keys.shape[1],
-            )
-            hidden = hidden + project(layer.self_attn.o_proj, mixed.transpose(1, 2).flatten(2), groups)
-            normed = rms_norm(layer.post_attention_layernorm, hidden)
-            gate = F.silu(project(layer.mlp.gate_proj, normed, groups))
-            hidden = hidden + project(layer.mlp.down_proj, gate * project(layer.mlp.up_proj, normed, groups), groups)
-        return self.model.lm_head(rms_norm(model.norm, hidden[:, -1])).float()
+            return attention(query, keys, values, self.model.model.layers[index].self_attn.scaling, mask)
+
+        return head(self.model, hidden_states(self.model, ids, turn, groups, attend)[:, -1])
+
+
+def hidden_states(model: Any, ids: Tensor, turn: tuple[Tensor, Tensor], groups: list[Group], attend: Attend) -> Tensor:
+    """What the layers make of token ids [rows, new]: [rows, new, hidden], as `head` takes it.
+
+    turn: cosine and sine of each token's position, [rows or 1, 1, new, head_dim / 2]. attend: from a layer's number and its rotated query,
+    rotated key and value, each [rows, heads, new, head_dim], the mixed values in the query's shape.
+    """
+    hidden = model.model.embed_tokens(ids)
+    for index, layer in enumerate(model.model.layers):
+        mixed = attend(index, *_heads(layer.self_attn, rms_norm(layer.input_layernorm, hidden), groups, turn))
+        hidden = hidden + project(layer.self_attn.o_proj, mixed.transpose(1, 2).flatten(2), groups)
+        normed = rms_norm(layer.post_attention_layernorm, hidden)
+        gate = F.silu(project(layer.mlp.gate_proj, normed, groups))
+        hidden = hidden + project(layer.mlp.down_proj, gate * project(layer.mlp.up_proj, normed, groups), groups)
+    return hidden
+
+
+def head(model: Any, hidden: Tensor) -> Tensor:
+    """Logits [..., vocabulary] float32 of hidden states [..., hidden]."""
+    return model.lm_head(rms_norm(model.model.norm, hidden)).float()
+
+
+def attention(query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """Values mixed for each query [rows, heads, new, head_dim]; without a mask, all queries see all keys, or several new ones the past."""
+    if query.shape[1] != keys.shape[1] and query.shape[2] > 1:
+        # a card before Ampere has no kernel for shared heads that would not hold every score at once
+        keys, values = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (keys, values))
+    causal = mask is None and query.shape[2] > 1
+    shared = query.shape[1] != keys.shape[1]
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=shared)
 
 
 def rms_norm(norm: Any, x: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from deepdoctor.engine import attention_kernels, kernels
 from deepdoctor.engine.forward import State, TorchSteps
+from deepdoctor.engine.guard import NARROWEST_RANK, rank_held
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.weights import ADAPTERS, WIDTH_BLOCKS, Joint, scale_levels, shape_of, three
 
-WIDEST_RANK = 64
 SPLITS = 16
 ATTENTION_SPLITS = 16
 ATTENTION_BLOCK = 64
@@ -19,10 +19,8 @@ NF4_ROWS = 4
 
 
 def why_not(loaded: LoadedModel) -> str:
-    """Why the fused step cannot serve this model, in words; "" if it can."""
+    """Why the fused step cannot serve this model's layers, in words; "" if it can."""
     config = loaded.base.config
-    if loaded.dtype not in (torch.float16, torch.bfloat16):
-        return "it is not in 16-bit numbers"
     layer = loaded.base.model.layers[0]
     if config.hidden_act != "silu" or layer.self_attn.head_dim not in (64, 128, 256):
         return "its layers have an unusual shape"
@@ -51,12 +49,12 @@ class FusedSteps:
         self.layers = [_Layer(layer) for layer in model.model.layers]
         self.head = Joint.of(model.lm_head)
         self.adapters: list[str] = []
-        self.rank = 16
+        self.rank = NARROWEST_RANK
         self.nf4 = self.layers[0].down.parts[0].weight.dtype == torch.uint8
         self.scale_levels = scale_levels(self.layers[0].down.parts[0])
         self._buffers()
         self.overlap = overlapping()
-        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     def _buffers(self) -> None:
@@ -79,7 +77,7 @@ class FusedSteps:
         self.unpacked = buffer(largest) if self.nf4 else self.hidden
         parts = rows * attention.heads * ATTENTION_SPLITS
         self.mixed, self.peaks, self.masses = (buffer(parts, size, kind=torch.float32) for size in (width, 1, 1))
-        self.low = buffer(3 * SPLITS * rows * WIDEST_RANK, kind=torch.float32)
+        self.low = buffer(3 * SPLITS * rows * self.rank, kind=torch.float32)
         self.chosen = torch.full((rows,), -1, device=device, dtype=torch.int32)
         self.ranks, self.in_use = buffer(ADAPTERS, kind=torch.int32), buffer(1, kind=torch.int32)
         self.scales = buffer(ADAPTERS, kind=torch.float32)
@@ -107,8 +105,17 @@ class FusedSteps:
         self.ranks.copy_(torch.tensor(ranks, dtype=torch.int32))
         self.scales.copy_(torch.tensor(scales))
         self.in_use.fill_(len(self.adapters))
-        self.rank = max(16, *(1 << (rank - 1).bit_length() for rank in ranks if rank), 16)
+        self.rank = rank_held(ranks)
+        self._make_room()
         self._write_tables(joints)
+
+    def _make_room(self) -> None:
+        """Have room for what the first factors of the widest adapter make; graphs that know the old place are dropped."""
+        needed = 3 * SPLITS * len(self.chosen) * self.rank
+        if needed > len(self.low):
+            torch.cuda.synchronize()
+            self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] != "step"}
+            self.low = torch.zeros(needed, device=self.low.device)
 
     def _write_tables(self, joints: list[Joint]) -> None:
         for joint in joints:
@@ -173,7 +180,7 @@ class FusedSteps:
 
     def _low(self, joint: Joint, x: Tensor, rows: int) -> None:
         kernels.lora_down[(len(joint.parts), SPLITS, rows)](
-            x, self.low, self.chosen, joint.firsts, self.ranks, joint.inputs, -(-joint.inputs // SPLITS), 256,
+            x, self.low, self.chosen, joint.firsts, self.ranks, joint.inputs, -(-joint.inputs // SPLITS), min(256, 16384 // self.rank),
             ADAPTERS, self.rank, padded(rows), SPLITS, self._is_parted(x), **self.overlap,
         )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from deepdoctor.config import EMBEDDED_MODEL, ModelConfig
 from deepdoctor.download import fetch_model
 from deepdoctor.engine import accelerator
-from deepdoctor.engine.backends import Backend, backend_for
+from deepdoctor.engine.backends import Backend, Transformers, backend_for
 from deepdoctor.engine.fingerprint import base_hash
-from deepdoctor.engine.forward import FIXED_ROTATIONS
+from deepdoctor.engine.forward import why_unpaired
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import ModelError
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "nano" / "model"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # what training needs beside the weights: adapter, optimizer, activations of two long rows with checkpointing, logits
@@ -38,7 +37,10 @@ def unheard(_message: str, _fraction: float | None) -> None:
 
 @dataclass
 class LoadedModel:
-    """One base model in memory with the adapters attached to it. `peft` is None until the first adapter comes."""
+    """One base model in memory with the adapters attached to it. `peft` is None until the first adapter comes.
+
+    no_kernels: why the fused kernels could not be built for it, "" as long as nothing speaks against them.
+    """
 
     config: ModelConfig
     base: Any
@@ -48,6 +50,7 @@ class LoadedModel:
     folder: Path
     peft: PeftModel | None = None
     selected: dict[str, str] = field(default_factory=dict)
+    no_kernels: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +60,7 @@ class LoadedModel:
     @property
     def dtype(self) -> torch.dtype:
         """The numbers the base model computes in."""
-        return self.base.model.norm.weight.dtype
+        return self.base.get_input_embeddings().weight.dtype
 
     @property
     def eos_id(self) -> int:
@@ -68,7 +71,7 @@ class LoadedModel:
 def load(config: ModelConfig, data_dir: Path, report: Report = unheard) -> LoadedModel:
     """Load a base model, from the Hub if need be, and fingerprint it before any adapter is near.
 
-    Raises ModelError if it is missing, damaged, of an architecture the paired decoder does not know, or too large for the memory.
+    Raises ModelError if it is missing, damaged, without linear layers that LoRA could be attached to, or too large for the memory.
     """
     accelerator.prepare(config.gpu_memory_gib)
     folder = folder_of(config, report)
@@ -76,11 +79,12 @@ def load(config: ModelConfig, data_dir: Path, report: Report = unheard) -> Loade
     try:
         report("Reading the model's configuration", 0.2)
         architecture = AutoConfig.from_pretrained(folder)
-        require_known(config.name, architecture)
+        decoding = why_unpaired(architecture)
         dtype, four_bit = numbers_for(config, folder, device, hasattr(architecture, "quantization_config"))
         report(f"Loading tokenizer and weights in {'4 bits' if four_bit else str(dtype).removeprefix('torch.')}", 0.4)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        backend = backend_for(device, dtype)
+        # one text after the other is written by transformers' own forward, which Unsloth would replace
+        backend = Transformers() if decoding else backend_for(device, dtype)
         base, missing = backend.load(str(folder), dtype, four_bit)
         if missing:
             raise ModelError(
@@ -96,6 +100,7 @@ def load(config: ModelConfig, data_dir: Path, report: Report = unheard) -> Loade
         raise ModelError(f"The model {config.name} does not fit into this machine's memory; choose a smaller one, or 4 bits.") from error
     report("Fingerprinting the base weights", 0.8)
     info = _info(config, base, tokenizer, Path(data_dir), (backend.name, "4bit" if four_bit else str(dtype).removeprefix("torch.")))
+    info = replace(info, decoding=decoding)
     return LoadedModel(config, base, tokenizer, info, backend, folder)
 
 
@@ -108,16 +113,6 @@ def folder_of(config: ModelConfig, report: Report = unheard) -> Path:
     if config.name.startswith(("/", ".", "~")):
         raise ModelError(f"The model {config.name} could not be loaded: there is no such folder. Check its name, and that it is there.")
     return fetch_model(config.name, config.revision, report)
-
-
-def require_known(name: str, architecture: Any) -> None:
-    """Raise ModelError for a model that paired decoding could not run exactly."""
-    if architecture.model_type not in ARCHITECTURES:
-        raise ModelError(f"{name} is a {architecture.model_type} model; DeepDoctor compares {', '.join(ARCHITECTURES)} models.")
-    if "sliding_attention" in (getattr(architecture, "layer_types", None) or ()):
-        raise ModelError(f"{name} attends through a sliding window, which paired decoding does not know; choose another model.")
-    if (rotation := architecture.rope_parameters["rope_type"]) not in FIXED_ROTATIONS:
-        raise ModelError(f"{name} turns positions by {rotation} scaling, which paired decoding does not know; choose another model.")
 
 
 def numbers_for(config: ModelConfig, folder: Path, device: torch.device, quantized: bool) -> tuple[torch.dtype, bool]:
@@ -169,25 +164,36 @@ def _info(config: ModelConfig, base: Any, tokenizer: PreTrainedTokenizerBase, da
     tokenizer_file = data_dir / "tokenizers" / f"{weights_hash[:16]}.json"
     tokenizer_file.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.backend_tokenizer.save(str(tokenizer_file))
-    layer = base.model.layers[0]
-    parts = {**dict(layer.self_attn.named_children()), **dict(layer.mlp.named_children())}
+    layers = getattr(base.get_decoder(), "layers", [])
+    parts = linear_parts(layers[0]) if len(layers) else {}
+    if not parts:
+        raise ModelError(
+            f"{config.name} is a {base.config.model_type} model without linear layers for LoRA to adapt; choose another model."
+        )
     return ModelInfo(
         name=config.name,
         device=torch.cuda.get_device_name() if device.type == "cuda" else device.type.upper(),
         precision=how[1],
         backend=how[0],
         parameters=base.num_parameters(),
-        layers=len(base.model.layers),
+        layers=len(layers),
         hidden_size=base.config.hidden_size,
         vocabulary=base.config.vocab_size,
         max_length=base.config.max_position_embeddings,
-        projections={name: (parts[name].in_features, parts[name].out_features) for name in PROJECTIONS},
+        projections=parts,
         tokenizer_file=str(tokenizer_file),
         eos=str(tokenizer.eos_token),
         base_hash=weights_hash,
-        flops=_matmul_rate(device, base.model.norm.weight.dtype),
+        flops=_matmul_rate(device, base.get_input_embeddings().weight.dtype),
         memory_bytes=accelerator.total_bytes(config.gpu_memory_gib),
     )
+
+
+def linear_parts(layer: Any) -> dict[str, tuple[int, int]]:
+    """Of each linear module of a layer, (inputs, outputs) by its name: the usual ones first, in the order of PROJECTIONS."""
+    found = {name.rpartition(".")[2]: module for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)}
+    names = sorted(found, key=lambda name: PROJECTIONS.index(name) if name in PROJECTIONS else len(PROJECTIONS))
+    return {name: (found[name].in_features, found[name].out_features) for name in names}
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

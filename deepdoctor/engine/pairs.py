@@ -2,19 +2,22 @@
 
 from collections import deque
 
+import psutil
 import torch
 
 from deepdoctor.config import SamplingConfig
 from deepdoctor.engine import accelerator
 from deepdoctor.engine.compare import Pair
-from deepdoctor.engine.decode import Decoder, Row
+from deepdoctor.engine.decode import Decoder, Row, decoder_for
 from deepdoctor.engine.model import LoadedModel
+from deepdoctor.engine.one_by_one import OneByOne
 from deepdoctor.errors import ConfigError
 
 SLOTS_AT_MOST = 16
 USUAL_CONTEXT = 2048
 CONTEXT_STEP = 512
 RESERVE = 1.5 * 2**30
+SHARE_OF_FREE = 0.5
 
 
 class Pairs:
@@ -24,7 +27,7 @@ class Pairs:
         self.loaded = loaded
         self.writing: list[Pair] = []
         self.waiting: deque[Pair] = deque()
-        self.decoder: Decoder | None = None
+        self.decoder: Decoder | OneByOne | None = None
 
     @property
     def adapters(self) -> set[str]:
@@ -35,9 +38,9 @@ class Pairs:
         """Make the cache of the usual size and write two rows of a few tokens: what is compiled and captured at first use is then there."""
         context = min(USUAL_CONTEXT, self.loaded.info.max_length)
         slots = slots_for(self.loaded, context)
-        if self.decoder or slots < 2:
+        if self.decoder or slots < 2 or self.loaded.info.decoding:
             return
-        self.decoder = Decoder(self.loaded, slots, context)
+        self.decoder = decoder_for(self.loaded, slots, context)
         prompt = [self.loaded.eos_id] * 32
         settings = [SamplingConfig(temperature=temperature, max_new_tokens=3) for temperature in (0, 0.6)]
         for sampling in settings:
@@ -90,7 +93,7 @@ class Pairs:
                     return
                 context, held = self._context(self.waiting[0]), self._held()
                 self.release()
-                self.decoder = Decoder(self.loaded, slots_for(self.loaded, context, held), context)
+                self.decoder = decoder_for(self.loaded, slots_for(self.loaded, context, held), context)
             assert self.decoder
             if sum(len(each.rows) for each in (*self.writing, self.waiting[0])) > self.decoder.slots:
                 return
@@ -116,15 +119,21 @@ def longest_of(pair: Pair) -> int:
 
 def cache_bytes(loaded: LoadedModel, slots: int, context: int) -> int:
     """Bytes of keys and values of that many slots."""
-    config, attention = loaded.base.config, loaded.base.model.layers[0].self_attn
-    per_token = 2 * len(loaded.base.model.layers) * config.num_key_value_heads * attention.head_dim * loaded.base.model.norm.weight.itemsize
-    return per_token * slots * context
+    config = loaded.base.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 2 * loaded.info.layers * heads * width * loaded.dtype.itemsize * slots * context
 
 
-def slots_for(loaded: LoadedModel, context: int, held: int = 0) -> int:
-    """How many rows of that context fit beside the weights: even, at most SLOTS_AT_MOST. `held`: bytes that will be freed first."""
-    if loaded.device.type != "cuda":
-        return SLOTS_AT_MOST
-    free = accelerator.free_bytes(loaded.config.gpu_memory_gib) + held
-    fitting = int((free - RESERVE) // cache_bytes(loaded, 1, context))
-    return max(0, min(SLOTS_AT_MOST, fitting // 2 * 2))
+def slots_for(loaded: LoadedModel, context: int, held: int = 0, free: int | None = None) -> int:
+    """How many rows of that context fit beside the weights: even, at most SLOTS_AT_MOST. `held`: bytes that will be freed first.
+
+    free: bytes that are free now, found out if not given. On a CPU half of them stay for others, and at least one pair is written: a
+    machine can go beyond its memory, slowly.
+    """
+    on_gpu = loaded.device.type == "cuda"
+    if free is None:
+        free = accelerator.free_bytes(loaded.config.gpu_memory_gib) if on_gpu else psutil.virtual_memory().available
+    usable = free + held - RESERVE if on_gpu else (free + held) * SHARE_OF_FREE
+    fitting = int(usable // cache_bytes(loaded, 1, context))
+    return max(0 if on_gpu else 2, min(SLOTS_AT_MOST, fitting // 2 * 2))

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from deepdoctor.engine.protocol import Compare, EngineState, Event, Export, Finetune, Load, Phase, Prepare, Request, Stop
-from deepdoctor.errors import DeepDoctorError, EngineError, Stopped
+from deepdoctor.errors import DeepDoctorError, Stopped, is_out_of_memory, told
+
+# what an error says was being done
+WORK: dict[type, str] = {Export: "exporting", Prepare: "preparing", Load: "loading"}
 
 
 class Process:
@@ -33,15 +36,19 @@ class Process:
     def run(self) -> None:
         """Serve until the page's end of the pipe is closed."""
         self._state("loading", "Loading PyTorch and Transformers", 0.05)
-        from deepdoctor.engine.session import Session
-
-        self.session = Session(self.data_dir)
+        self.session = self.open_session()
         while True:
             self._receive(wait=not self.inbox and not self.pairs)
             while self.inbox and (isinstance(self.inbox[0][1], Compare) or not self.pairs):
                 self._serve(*self.inbox.popleft())
             if self.pairs:
                 self._write()
+
+    def open_session(self) -> Any:
+        """What does the work: a Session on the data folder. Imports PyTorch."""
+        from deepdoctor.engine.session import Session
+
+        return Session(self.data_dir)
 
     def _receive(self, wait: bool) -> None:
         """Take in what has come. Raises EOFError when the page is gone."""
@@ -106,12 +113,19 @@ class Process:
             raise
         except Exception as error:
             traceback.print_exc()
-            self._send(number, "error", told(error))
+            self._send(number, "error", told(error, WORK.get(type(self.current and self.current[1]), "answering")))
             if is_broken(error):
                 raise SystemExit(f"The accelerator is in a state that only a new process mends: {error}") from error
+            self._release_after(error)
         else:
             return True
         return False
+
+    def _release_after(self, error: Exception) -> None:
+        """Give memory back that had run out; while others write, what they need stays."""
+        if is_out_of_memory(error) and self.session.loaded and not self.pairs:
+            error.__traceback__ = None  # it holds what did not fit
+            self.session.pairs.release()
 
     def _begin(self, number: int, request: Compare) -> None:
         self.pairs[number] = self.session.begin(request)
@@ -147,11 +161,12 @@ class Process:
         except Exception as error:
             traceback.print_exc()
             for number in numbers:
-                self._send(number, "error", error if isinstance(error, DeepDoctorError) else told(error))
+                self._send(number, "error", told(error))
                 self.session.pairs.drop(self.pairs[number])
                 self._forget(number)
             if is_broken(error):
                 raise SystemExit(f"The accelerator is in a state that only a new process mends: {error}") from error
+            error.__traceback__ = None  # it holds what did not fit
             self.session.pairs.release()
             return False
         return True
@@ -208,13 +223,6 @@ class Process:
 
     def _send(self, number: int, kind: Any, value: Any) -> None:
         self.connection.send(Event(number, kind, value))
-
-
-def told(error: Exception) -> EngineError:
-    """An unforeseen error in words, with what to do about memory that ran out."""
-    if type(error).__name__ == "OutOfMemoryError":
-        return EngineError("Out of memory. Lower the longest answer, or ask again when fewer comparisons are being written.")
-    return EngineError(f"{type(error).__name__}: {error}. Details are in engine.log in the data folder.")
 
 
 def is_broken(error: Exception) -> bool:

@@ -21,8 +21,9 @@ from deepdoctor.engine.model import LoadedModel, Report, folder_of, load, parame
 from deepdoctor.engine.pairs import Pairs
 from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
-from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped
+from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, told
 from deepdoctor.overlap import graded
+from deepdoctor.plan import precision_for
 from deepdoctor.runs import Run, Runs
 from deepdoctor.studies.progress import keep_losses
 from deepdoctor.studies.study import Studies, Study
@@ -120,9 +121,9 @@ class Session:
 
     def _in_precision(self, run: Run) -> LoadedModel:
         """The run's model in the precision that its recipe asks for; on a CPU there is only one."""
-        loaded, wanted = self._for(run), run.finetune.base_precision
-        held = "4bit" if loaded.info.precision == "4bit" else "16bit"
-        if wanted in ("auto", held) or loaded.backend.name != "unsloth":
+        loaded = self._for(run)
+        wanted = precision_for(run.finetune, loaded.info)
+        if wanted == loaded.info.precision:
             return loaded
         half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
         return self.load(loaded.config.changed(precision="4bit" if wanted == "4bit" else half))
@@ -154,10 +155,10 @@ class Session:
             finetune(loaded, run, should_stop, resume)
         except torch.OutOfMemoryError as error:
             self._failed(run, "Out of memory. Lower the batch size or the longest row, or choose 4-bit precision.")
-            told = EngineError(run.status["message"])
+            said = EngineError(run.status["message"])
             error.__traceback__ = None  # it holds the tensors that did not fit
             free()
-            raise told from None
+            raise said from None
         except DeepDoctorError as error:
             self._failed(run, str(error))
             raise
@@ -177,8 +178,7 @@ class Session:
             keep_losses(study, run)
             prepare(self.pairs, study, run.adapter_dir(study.config.step), should_stop)
         except Exception as error:
-            told = str(error) if isinstance(error, DeepDoctorError) else f"{type(error).__name__}: {error}"
-            study.set_status(state="failed", message=told, eta_seconds=None, process=None)
+            study.set_status(state="failed", message=str(told(error, "preparing")), eta_seconds=None, process=None)
             raise
         return study
 

@@ -159,16 +159,13 @@ def answers(loaded: Any, cases: Sequence[HeldOutCase], adapter: str, prompt_styl
 
 
 def held_out_losses(loaded: Any, cases: Sequence[HeldOutCase], adapter: str, run: Run) -> tuple[Side, Side]:
-    """Held-out losses of base (adapter disabled) and tuned, over the reasoning and response that the cases were bundled with."""
-    from deepdoctor.engine.evaluate import held_out_loss
+    """Held-out losses of base and tuned, over the reasoning and response that the cases were bundled with."""
+    from deepdoctor.engine.evaluate import evaluate
 
     _say("Measuring held-out losses")
     tokenizer, style = loaded.tokenizer.backend_tokenizer, style_named(run.finetune.prompt_style)
     rows = [encode_example(case.example, tokenizer, loaded.info.eos, style, "response_only") for case in cases]
-    loaded.peft.set_adapter(adapter, inference_mode=True)
-    with loaded.peft.disable_adapter():
-        base = held_out_loss(loaded.peft, rows)
-    return base, held_out_loss(loaded.peft, rows)
+    return evaluate(loaded, rows, None), evaluate(loaded, rows, adapter)
 
 
 def as_text(result: dict[str, Any]) -> str:

@@ -55,7 +55,7 @@ class Handlers:
         """Changes when a run or checkpoint comes, goes or is renamed, the engine turns to something else, or this viewer asks."""
         state = self.context.engine.state
         found = [(run.id, run.name, tuple(value for _label, value in step_choices(run))) for run in self.runs()]
-        return (tuple(found), number is None, state.phase, state.doing, state.message if state.phase != "ready" else "")
+        return (tuple(found), number is None, state.phase, state.doing, state.message if state.phase != "ready" else "", self.unpaired())
 
     def runs(self) -> list[Run]:
         """The runs that have an adapter for the base model in use, newest first."""
@@ -77,7 +77,7 @@ class Handlers:
         chosen = run if run in ids else (ids[0] if ids else None)
         steps = step_choices(self.context.runs.get(chosen)) if chosen else []
         kept = step if chosen == run and step in [value for _label, value in steps] else (steps[0][1] if steps else None)
-        busy = self.busy() if number is None else ""
+        busy = self.unpaired() + (self.busy() if number is None else "")
         return (
             self.fingerprint(number),
             gr.update(visible=not ids),
@@ -87,6 +87,13 @@ class Handlers:
             gr.skip() if chosen == run else self._style_of(chosen),
             gr.update(value=busy, visible=bool(busy)),
         )
+
+    def unpaired(self) -> str:
+        """That the model in use is not decoded in pairs, as HTML, with the reason; "" if it is."""
+        model = self.context.engine.state.model
+        if model is None or not model.decoding:
+            return ""
+        return note(f"{model.name} is not decoded in pairs: base and tuned are written one after the other. Why: {model.decoding}.")
 
     def busy(self) -> str:
         """What a question asked now would have to wait for, as HTML; "" if for nothing."""

@@ -5,6 +5,8 @@ from typing import Any
 from deepdoctor.comparison import Comparison, Proof, changes
 from deepdoctor.ui.components import badge, escape, note, number
 
+# proofs allow a gap of 0.001 in 32-bit numbers, and of 0.25 or more in 16-bit ones
+ROUNDED = 0.1
 MEASURES = {
     "reasoning_tokens": "Reasoning, tokens",
     "response_tokens": "Answer, tokens",
@@ -24,7 +26,8 @@ GRADES = {
 def findings(comparison: Comparison) -> str:
     """All that is known about a finished comparison, as HTML; every text in it is escaped."""
     left = changes_table(comparison) + seen_card(comparison.seen)
-    return f'<div class="dd-findings"><div>{left}</div><div>{proof_card(comparison.proof, comparison.sampling.seed)}</div></div>'
+    right = proof_card(comparison.proof, comparison.sampling.seed, comparison.rows_at_once)
+    return f'<div class="dd-findings"><div>{left}</div><div>{right}</div></div>'
 
 
 def changes_table(comparison: Comparison) -> str:
@@ -70,8 +73,8 @@ def seen_card(seen: dict[str, Any]) -> str:
     return f'<section class="dd-card">{heading}<p>{escape(GRADES[grade])}</p>{nearest}</section>'
 
 
-def proof_card(proof: Proof | None, seed: int) -> str:
-    """What shows that base was base and tuned was tuned, each in one plain sentence."""
+def proof_card(proof: Proof | None, seed: int, rows_at_once: int = 2) -> str:
+    """What shows that base was base and tuned was tuned, each in one plain sentence. `rows_at_once` texts were written in one pass."""
     if proof is None:
         return f'<section class="dd-card dd-proof"><h2>Proof</h2>{note("This comparison carries no proof.", "bad")}</section>'
     allowed = f"{proof.tolerance:.1g}"
@@ -89,13 +92,22 @@ def proof_card(proof: Proof | None, seed: int) -> str:
         ("Base weights", _hash(proof.base_hash), f"Fingerprint of the base weights: {same}."),
         ("Adapter", _hash(proof.adapter_hash), "Fingerprint of the adapter that made the tuned side."),
         ("Prompt", _hash(proof.prompt_hash), "Fingerprint of the exact prompt; both sides read the same one."),
-        ("Seed", escape(seed), "The same seed, settings and weights give the same two texts again on this machine."),
+        ("Seed", escape(seed), _again(proof, rows_at_once)),
     ]
     rows = "".join(f"<div><dt>{name}</dt><dd><span>{value}</span>{escape(words)}</dd></div>" for name, value, words in lines)
     problems = proof.problems()
     state = badge("Does not hold", "bad") if problems else badge("Holds", "ok")
     wrong = "".join(note(problem.capitalize() + ".", "bad") for problem in problems)
     return f'<section class="dd-card dd-proof"><h2>Proof {state}</h2>{wrong}<dl>{rows}</dl></section>'
+
+
+def _again(proof: Proof, rows_at_once: int) -> str:
+    if proof.tolerance < ROUNDED or rows_at_once == 1:
+        return "The same seed, settings and weights give the same two texts again on this machine."
+    return (
+        f"Up to {rows_at_once} texts were written in one pass. In 16-bit numbers sums are rounded: the same seed, settings and weights "
+        "give the same two texts again beside as many others; written beside more or fewer, they can differ."
+    )
 
 
 def _hash(value: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_origin
 
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig
-from deepdoctor.plan import Plan, roughly
+from deepdoctor.plan import Plan, on_gpu, roughly
 from deepdoctor.runs import Run
 from deepdoctor.ui.components import badge, empty_state, escape, note, render_answer, stats
 from deepdoctor.ui.labels import LABELS, label_of_choice
@@ -22,6 +22,8 @@ DATASET_SETTINGS = {
     "file": {"source", "path", "first_rows", "question_column", "reasoning_column", "response_column"},
     "hub": set(DatasetConfig.model_fields) - {"path"},
 }
+# how many bits a number of the base has
+BITS = {"4bit": "4-bit", "16bit": "16-bit", "float16": "16-bit", "bfloat16": "16-bit", "float32": "32-bit"}
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -75,7 +77,16 @@ def progress(run: Run, rows: Rows) -> str:
     bar = f'<progress class="dd-bar" max="1" value="{share:.4f}" aria-label="Training progress">{share:.0%}</progress>'
     heading = f'<div class="dd-run-head"><h3>{escape(run.name)}</h3>{state_badge(status["state"])}</div>'
     line = f'<p class="dd-run-times">{" · ".join(times)}</p>'
-    return f"{heading}{bar}{line}{_message(status)}{_numbers(rows)}{_wandb(status)}"
+    return f"{heading}{bar}{line}{_message(status)}{_numbers(rows)}{_memory(status)}{_wandb(status)}"
+
+
+def _memory(status: Mapping[str, Any]) -> str:
+    """The most memory that was in use, beside what was planned: of the GPU by this run, or of the whole engine process since it began."""
+    peak, planned = status.get("peak_bytes"), status.get("planned_bytes")
+    if not peak or not planned:
+        return ""
+    of = "Peak memory" if on_gpu(str(status.get("device", "CPU"))) else "Peak memory of the whole engine process since it started"
+    return f'<p class="dd-muted dd-run-memory">{of} {peak / 2**30:.1f} GiB (planned {planned / 2**30:.1f})</p>'
 
 
 def _message(status: Mapping[str, Any]) -> str:
@@ -91,10 +102,13 @@ def _numbers(rows: Rows) -> str:
 
 
 def _wandb(status: Mapping[str, Any]) -> str:
+    said = str(status.get("wandb_message") or "")
+    words = note(said, "warn") if said else ""
     address = str(status.get("wandb_url") or "")
     if not address.startswith("https://"):
-        return ""
-    return f'<p class="dd-wandb"><a href="{escape(address)}" target="_blank" rel="noopener noreferrer">Open in Weights &amp; Biases</a></p>'
+        return words
+    link = f'<a href="{escape(address)}" target="_blank" rel="noopener noreferrer">Open in Weights &amp; Biases</a>'
+    return f'{words}<p class="dd-wandb">{link}</p>'
 
 
 def curves(rows: Rows, smoothing: str = "none", steps: int = 0) -> str:
@@ -174,7 +188,10 @@ def plan_stats(plan: Plan, left_out: int) -> str:
         (f"{plan.steps:,}", f"Steps ({plan.epochs:.3g} epochs)"),
         (size(plan.tokens), "Tokens"),
         (size(plan.trainable_parameters), "Trainable parameters"),
-        (f"about {memory}", f"Memory, of {plan.device_bytes / 2**30:.0f} GiB"),
+        (BITS[plan.precision], "Base weights"),
+        (f"{plan.batch} × {plan.accumulation} rows", "A step: batch size × accumulation"),
+        (f"Checkpointing {'on' if plan.checkpointing else 'off'}", "Activations"),
+        (f"about {memory}", f"Peak memory, of {plan.device_bytes / 2**30:.0f} GiB"),
         (f"about {roughly(plan.seconds)}", "Time"),
     ]
     remarks = []

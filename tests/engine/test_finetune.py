@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from peft import PeftModel
@@ -15,6 +16,7 @@ from deepdoctor.engine.protocol import Compare
 from deepdoctor.engine.rows import IGNORED, prepare_rows
 from deepdoctor.engine.session import Session, never
 from deepdoctor.errors import DatasetError
+from deepdoctor.plan import plan
 from deepdoctor.runs import Run
 from tests.engine import tiny
 
@@ -57,6 +59,10 @@ def test_a_run_writes_its_metrics_checkpoints_probes_and_state(trained: tuple[Se
     assert (status["state"], status["step"], status["steps"], status["rows"]) == ("finished", 6, 6, 9)
     assert status["trainable_parameters"] == 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
     assert status["wall_seconds"] > 0
+    assert (status["precision"], status["backend"], status["device"]) == ("float32", "transformers", "CPU")
+    lengths = [len(row.ids) for row in prepare_rows(tiny.model_of(_session), run).train]
+    assert status["planned_bytes"] == plan(run.finetune, tiny.model_of(_session).info, lengths).memory_bytes
+    assert psutil.Process().memory_info().rss / 4 < status["peak_bytes"] < psutil.virtual_memory().total
     assert len(run.training_questions()) == 9
     assert "step 6: loss" in run.log_tail()
     assert (run.path / "adapter" / "complete.json").exists()
@@ -74,8 +80,18 @@ def test_the_held_out_loss_at_step_zero_is_that_of_the_base(trained: tuple[Sessi
     session, run = trained
     rows = prepare_rows(tiny.model_of(session), run)
     assert tiny.losses(run, "held_out_loss")[0] == held_out_loss(tiny.plain(llama), rows.held_out)["held_out_loss"]
-    tuned = PeftModel.from_pretrained(tiny.plain(llama), run.adapter_dir()).eval()
-    assert tiny.losses(run, "held_out_loss")[6] == pytest.approx(held_out_loss(tuned, rows.held_out)["held_out_loss"], abs=2e-5)
+    tuned = PeftModel.from_pretrained(tiny.plain(llama), run.adapter_dir(), adapter_name="tuned").get_base_model()
+    assert tiny.losses(run, "held_out_loss")[6] == pytest.approx(held_out_loss(tuned, rows.held_out, "tuned")["held_out_loss"], abs=2e-5)
+
+
+def test_evaluating_between_steps_changes_nothing_of_the_training(session: Session, dataset: DatasetConfig) -> None:
+    recipe = {"max_steps": 5, "lora_dropout": 0.2}
+    quiet = session.finetune(tiny.new_run(session, dataset, **recipe).id)
+    watched = session.finetune(tiny.new_run(session, dataset, **recipe, eval_steps=1).id)
+    assert list(tiny.losses(watched, "held_out_loss")) == [0, 1, 2, 3, 4, 5]
+    assert tiny.losses(watched) == tiny.losses(quiet)
+    for name, weight in weights(quiet).items():
+        assert torch.equal(weights(watched)[name], weight)
 
 
 @pytest.mark.parametrize("supervision", ["whole_text", "response_only"])

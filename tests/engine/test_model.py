@@ -3,16 +3,18 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from deepdoctor.config import ModelConfig
 from deepdoctor.engine.adapters import SELECTED_AT_MOST, adapter_hash, fresh_adapter, select_adapter, write_base_name
 from deepdoctor.engine.fingerprint import base_hash, base_weights, checksum
-from deepdoctor.engine.model import LoadedModel, load
+from deepdoctor.engine.model import PROJECTIONS, LoadedModel, load
 from deepdoctor.engine.session import Session
 from deepdoctor.errors import ModelError
 from deepdoctor.nano.tokenizer import EOS
@@ -167,6 +169,27 @@ def test_an_adapter_whose_ranks_disagree_is_refused_and_leaves_nothing_behind(lo
     assert set(loaded.peft.peft_config) == set(loaded.selected.values())
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"use_dora": True}, r"down_proj\.lora_magnitude_vector"),
+        ({"modules_to_save": ["lm_head"]}, r"base_model\.model\.lm_head\.weight"),
+        ({"target_modules": ["q_proj", "lm_head"]}, r"base_model\.model\.lm_head\.lora_A\.weight"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, r"embed_tokens\.lora_embedding_A"),
+        ({"alpha_pattern": {"q_proj": 1}}, "weighs q_proj unlike others"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_adapter_of_another_kind_is_refused_by_the_tensor_that_is_not_known(
+    loaded: LoadedModel, llama: Path, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    config = LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "target_modules": list(PROJECTIONS), **changes})
+    get_peft_model(tiny.plain(llama), config).save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(ModelError, match=named):
+        select_adapter(loaded, tmp_path)
+    assert (loaded.selected, loaded.peft) == ({}, None)
+
+
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="/no/such/model could not be loaded"):
         load(ModelConfig(name="/no/such/model"), tmp_path)
@@ -201,20 +224,14 @@ def test_weights_that_lack_a_tensor_are_told(llama: Path, tmp_path: Path) -> Non
         load(ModelConfig(name=str(tmp_path)), tmp_path / "data")
 
 
-def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
+def test_models_without_linear_layers_are_refused_by_name(tmp_path: Path) -> None:
+    tiny.save_model(tmp_path)
     AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20)).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="is a gpt2 model; DeepDoctor compares llama, qwen2, qwen3"):
+    with pytest.raises(ModelError, match="is a gpt2 model without linear layers for LoRA to adapt; choose another model"):
         load(ModelConfig(name=str(tmp_path)), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "made_up"}))
     with pytest.raises(ModelError, match="could not be loaded"):
         load(ModelConfig(name=str(tmp_path)), tmp_path)
-
-
-def test_a_model_with_a_sliding_window_is_refused(tmp_path: Path) -> None:
-    window = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}
-    folder = tiny.save_model(tmp_path / "model", "qwen2", **window)
-    with pytest.raises(ModelError, match="sliding window"):
-        load(ModelConfig(name=str(folder)), tmp_path)
 
 
 def test_four_bits_without_a_gpu_are_refused(llama: Path, tmp_path: Path) -> None:

@@ -182,9 +182,18 @@ def test_released_memory_is_taken_again_by_the_next_pair(pairs: Pairs, name: str
     assert texts(again) == texts(first)
 
 
-def test_without_a_gpu_the_slots_are_as_many_as_may_be(pairs: Pairs) -> None:
-    assert slots_for(pairs.loaded, ROOM) == SLOTS_AT_MOST
-    assert slots_for(pairs.loaded, 10**9) == SLOTS_AT_MOST
+@pytest.mark.parametrize(
+    ("rows", "held", "slots"), [(64, 0, 16), (32, 0, 16), (31, 0, 14), (12, 0, 6), (10, 0, 4), (10, 2, 6), (5, 0, 2), (1, 0, 2), (0, 0, 2)]
+)
+def test_without_a_gpu_the_slots_take_half_of_what_is_free(pairs: Pairs, rows: int, held: int, slots: int) -> None:
+    """`rows`, `held`: of how many rows the caches would fit into what is free, and into what is about to be freed."""
+    one = cache_bytes(pairs.loaded, 1, ROOM)
+    assert slots_for(pairs.loaded, ROOM, held * one, free=rows * one) == slots
+
+
+def test_without_a_gpu_what_is_free_is_found_out(pairs: Pairs) -> None:
+    assert slots_for(pairs.loaded, 64) == SLOTS_AT_MOST
+    assert slots_for(pairs.loaded, 10**9) == 2
 
 
 def test_the_bytes_of_a_cache_are_those_it_takes(pairs: Pairs, name: str) -> None:

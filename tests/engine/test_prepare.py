@@ -233,6 +233,20 @@ def test_a_question_that_does_not_fit_ends_it_with_words(copied: tuple[Session, 
     assert (session.pairs.writing, list(session.pairs.waiting)) == ([], [])
 
 
+def test_memory_that_runs_out_ends_it_with_words_about_a_study(copied: tuple[Session, Run]) -> None:
+    session, run = copied
+    study = study_of(session, run)
+
+    def full() -> bool:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        session.prepare(study.id, full)
+    assert study.state == "failed"
+    assert study.status["message"].startswith("Out of memory while preparing. Lower the study's longest answer")
+    assert (session.pairs.writing, list(session.pairs.waiting)) == ([], [])
+
+
 def test_a_run_that_is_gone_is_told(session: Session) -> None:
     study = created(session.data_dir, 2, run="20200101-000000-abcd")
     with pytest.raises(RunError, match="no run"):

@@ -1,6 +1,8 @@
 """A session: one model, its runs and comparisons, and clear words where they do not belong together."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,14 @@ def test_out_of_memory_is_told_with_what_to_do(session: Session, dataset: Datase
         session.finetune(run.id, should_stop=full)
     assert run.state == "failed"
     assert "Out of memory" in run.status["message"]
+
+
+def test_unsloth_could_patch_before_what_it_patches_is_imported() -> None:
+    """In a process of its own, the module that imports Unsloth comes before the libraries that it changes."""
+    program = "import sys, deepdoctor.engine.session, deepdoctor.engine.finetune; print('\\n'.join(sys.modules))"
+    order = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    first = order.index("deepdoctor.engine.accelerator")
+    assert [name for name in ("transformers", "peft", "trl") if order.index(name) < first] == []
 
 
 def test_references_are_known_for_held_out_questions_only() -> None:

@@ -15,7 +15,7 @@ from deepdoctor.comparison import Comparison
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, preset
 from deepdoctor.engine.adapters import fresh_adapter
 from deepdoctor.engine.compare import Question, compare
-from deepdoctor.engine.decode import Row, decode
+from deepdoctor.engine.decode import Decoder, Row, decode
 from deepdoctor.engine.model import PROJECTIONS, LoadedModel
 from deepdoctor.engine.session import Session, never
 from deepdoctor.nano.tokenizer import save_tokenizer, train_tokenizer
@@ -171,6 +171,26 @@ def write(loaded: LoadedModel, *texts: Row) -> list[list[int]]:
     for _ in decode(loaded, list(texts)):
         pass
     return [row.tokens for row in texts]
+
+
+class Endless(LoadedModel):
+    """A loaded model for which no token ends an answer, so that rows write as many as asked: `Endless(**vars(loaded))`."""
+
+    @property
+    def eos_id(self) -> int:
+        """An id that no token has."""
+        return -1
+
+
+def recorded(decoder: Decoder, *rows: Row) -> list[torch.Tensor]:
+    """Decode rows to their ends; of each the logits from which each of its tokens was drawn, [tokens, vocabulary]."""
+    found: dict[int, list[torch.Tensor]] = {id(row): [] for row in rows}
+    decoder.submit(list(rows))
+    while decoder.step():
+        for slot, row in enumerate(decoder.rows):
+            found[id(row)].append(decoder.state.logits[slot].clone())
+    # the first token was drawn from the prompt's logits
+    return [torch.stack([row.first_logits, *found[id(row)]]) for row in rows if row.first_logits is not None]
 
 
 def recipe(**changes: Any) -> FinetuneConfig:

@@ -73,6 +73,24 @@ def test_the_proof_card_shows_numbers_and_whole_hashes():
     assert f">{PROOF.prompt_hash[:12]}<" in card
 
 
+def test_in_32_bit_the_same_two_texts_come_again_without_a_condition():
+    for rows_at_once in (2, 6):
+        card = proof_card(PROOF, 7, rows_at_once)
+        assert "give the same two texts again on this machine." in card
+        assert "can differ" not in card
+
+
+@pytest.mark.parametrize("tolerance", [0.25, 1.0])
+def test_in_16_bit_the_card_says_what_the_texts_depend_on(tolerance):
+    made = fake_comparison(proof=replace(PROOF, tolerance=tolerance), rows_at_once=6)
+    card = findings(made)
+    assert "Up to 6 texts were written in one pass." in card
+    assert "written beside more or fewer, they can differ." in card
+    assert "on this machine" not in card
+    alone = findings(replace(made, rows_at_once=1))
+    assert "give the same two texts again on this machine." in alone, "nothing stood beside them"
+
+
 def test_a_proof_that_does_not_hold_says_why():
     card = proof_card(replace(PROOF, effect=0.0, base_hash="0" * 64), 7)
     assert "Does not hold" in card

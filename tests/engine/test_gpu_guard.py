@@ -1,0 +1,130 @@
+"""On an NVIDIA GPU: wide adapters beside narrow ones, whole texts through the decoder, kernels that fail, and held-out losses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deepdoctor.config import DatasetConfig
+from deepdoctor.engine.adapters import select_adapter
+from deepdoctor.engine.compare import TOLERANCES
+from deepdoctor.engine.decode import Decoder, Row
+from deepdoctor.engine.evaluate import token_losses
+from deepdoctor.engine.forward import TorchSteps
+from deepdoctor.engine.guard import GuardedSteps
+from deepdoctor.engine.model import LoadedModel
+from deepdoctor.tokens import Encoded
+from tests.engine import tiny
+from tests.engine.test_gpu import FORCED, PROMPT, SHAPE, forced, in_float32, opened, whole
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+PRECISIONS = ["bfloat16", "float16", "4bit"]
+RANKS = (16, 128, 4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    """A Llama large enough for the kernels, and adapters of RANKS for it."""
+    folder = tmp_path_factory.mktemp("llama")
+    saved = tiny.save_model(folder / "model", **SHAPE)
+    return saved, [tiny.save_adapter(folder / str(rank), saved, seed=rank, rank=rank, strength=0.05) for rank in RANKS]
+
+
+@pytest.fixture(params=PRECISIONS)
+def ready(request: pytest.FixtureRequest, model: tuple[Path, list[Path]], tmp_path: Path) -> tuple[LoadedModel, list[str]]:
+    """The model loaded in each way, with the names of its adapters."""
+    loaded = tiny.model_of(opened(tmp_path / "data", model[0], str(request.param)))
+    return loaded, [select_adapter(loaded, folder) for folder in model[1]]
+
+
+def test_a_wide_adapter_beside_a_narrow_one_is_written_as_by_plain_steps(ready: tuple[LoadedModel, list[str]]) -> None:
+    loaded, (narrow, wide, _) = ready
+    text = torch.randint(5, 600, (FORCED,), generator=torch.Generator().manual_seed(3)).tolist()
+    sides = [None, narrow, wide, narrow]
+    fused, plain = forced(loaded, sides, text, "fused"), forced(loaded, sides, text, "plain")
+    assert loaded.no_kernels == ""
+    assert (fused - plain).abs().max() <= TOLERANCES[loaded.dtype] / 2
+    assert (fused[1] - fused[2]).abs().max() > 4 * (fused - plain).abs().max()
+    for row, side in enumerate(sides):
+        right = in_float32(loaded, text, side)
+        assert (fused[row] - right).abs().mean() <= 1.1 * (plain[row] - right).abs().mean()
+
+
+def test_a_wide_adapter_that_joins_later_leaves_the_others_as_they_are(ready: tuple[LoadedModel, list[str]]) -> None:
+    """Graphs captured for the narrow one know a buffer that the wide one replaces."""
+    loaded, (narrow, wide, smallest) = ready
+    endless, length = tiny.Endless(**vars(loaded)), 48
+    greedy = tiny.GREEDY.changed(max_new_tokens=length)
+    decoder = Decoder(endless, 4, 512)
+    assert isinstance(decoder.steps, GuardedSteps)
+    for sides in ([None, narrow], [None, narrow, wide], [None, smallest], [wide], [None, narrow]):
+        rows = [Row(PROMPT, side, greedy) for side in sides]
+        logits = tiny.recorded(decoder, *rows)
+        assert decoder.steps.now is decoder.steps.fused
+        for row, found, side in zip(rows, logits, sides, strict=True):
+            right = in_float32(loaded, row.tokens, side)[:-1]
+            assert (found[1:] - right).abs().max() <= TOLERANCES[loaded.dtype]
+            others = [in_float32(loaded, row.tokens, other)[:-1] for other in (None, narrow, wide, smallest) if other != side]
+            assert all((found[1:] - other).abs().mean() > 2 * (found[1:] - right).abs().mean() for other in others)
+
+
+def test_every_logit_that_a_decoder_draws_from_is_no_further_from_float32_than_transformers_is(
+    ready: tuple[LoadedModel, list[str]],
+) -> None:
+    """Along 256 tokens of its own, with neighbours that end earlier so that rows move from slot to slot and other graphs take over."""
+    loaded, (narrow, wide, _) = ready
+    long, short = tiny.GREEDY.changed(max_new_tokens=FORCED), tiny.GREEDY.changed(max_new_tokens=31)
+    sides = [wide, None, narrow, None, narrow]
+    rows = [Row(PROMPT, side, short if place < 3 else long) for place, side in enumerate(sides)]
+    logits = tiny.recorded(Decoder(tiny.Endless(**vars(loaded)), 6, 512), *rows)
+    assert loaded.peft is not None
+    for row, found in zip(rows[3:], logits[3:], strict=True):
+        right = in_float32(loaded, row.tokens, row.adapter)[:-1]
+        if row.adapter:
+            loaded.peft.set_adapter(row.adapter, inference_mode=True)
+            peer = whole(loaded.peft, row.tokens)[:-1]
+        else:
+            with loaded.peft.disable_adapter():
+                peer = whole(loaded.peft, row.tokens)[:-1]
+        assert found[1:].shape == right.shape == (FORCED - 1, loaded.info.vocabulary)
+        assert (found[1:] - right).abs().mean() <= 1.05 * (peer - right).abs().mean()
+
+
+def test_an_adapter_too_wide_for_kernels_is_written_plainly(
+    ready: tuple[LoadedModel, list[str]], model: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    loaded, _ = ready
+    name = select_adapter(loaded, tiny.save_adapter(tmp_path / "widest", model[0], seed=9, rank=256, strength=0.03))
+    decoder = Decoder(tiny.Endless(**vars(loaded)), 2, 128)
+    assert isinstance(decoder.steps, GuardedSteps)
+    [found] = tiny.recorded(decoder, row := Row(PROMPT, name, tiny.GREEDY))
+    assert decoder.steps.now is decoder.steps.plain
+    assert isinstance(decoder.steps.plain, TorchSteps)
+    assert (found[1:] - in_float32(loaded, row.tokens, name)[:-1]).abs().max() <= TOLERANCES[loaded.dtype]
+
+
+def test_held_out_losses_read_the_weights_as_they_are_held(ready: tuple[LoadedModel, list[str]]) -> None:
+    loaded, names = ready
+    ids = [*PROMPT, *torch.randint(5, 600, (FORCED,), generator=torch.Generator().manual_seed(1)).tolist()]
+    row = Encoded(ids, ["x"] * len(ids), [True] * len(ids), ["response"] * len(ids))
+    for side in (None, *names):
+        found = token_losses(loaded.base, [row], side)[0, len(PROMPT) :]
+        right = F.cross_entropy(
+            in_float32(loaded, ids[len(PROMPT) :], side)[:-1], torch.tensor(ids[len(PROMPT) + 1 :], device=loaded.device), reduction="none"
+        )
+        assert found.mean().item() == pytest.approx(right.mean().item(), rel=0.01)
+        assert (found - right.cpu()).abs().max() <= 2 * TOLERANCES[loaded.dtype]
+
+
+def test_a_run_says_in_which_numbers_it_trained_and_its_own_peak(
+    model: tuple[Path, list[Path]], dataset: DatasetConfig, tmp_path: Path
+) -> None:
+    session = opened(tmp_path / "data", model[0], "bfloat16")
+    before = torch.empty(2**31, dtype=torch.uint8, device="cuda")
+    del before
+    run = session.finetune(tiny.new_run(session, dataset, max_steps=2, base_precision="4bit").id)
+    status = run.status
+    assert (status["precision"], status["backend"]) == ("4bit", "unsloth")
+    assert 0 < status["peak_bytes"] < 2**31, "what was held before the run does not count"
+    assert status["planned_bytes"] > 0

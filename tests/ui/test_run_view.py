@@ -1,0 +1,52 @@
+"""One run as HTML: what it takes, and what it took."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deepdoctor.config import PRESETS
+from deepdoctor.plan import plan
+from deepdoctor.ui import run_view
+from tests.ui.fakes import NANO, fake_run
+
+GIB = 2**30
+
+
+def test_the_plan_says_in_which_numbers_and_how_a_step_is_made_up() -> None:
+    card = replace(NANO, device="NVIDIA L4", precision="bfloat16", backend="unsloth")
+    words = run_view.plan_stats(plan(PRESETS["article"], card, [400] * 50), 0)
+    for part in ("<dd>4-bit</dd>", "<dd>2 × 4 rows</dd>", "<dd>Checkpointing on</dd>", "Peak memory, of 8 GiB"):
+        assert part in words
+    words = run_view.plan_stats(plan(PRESETS["article"], NANO, [400] * 50), 0)
+    for part in ("<dd>32-bit</dd>", "<dd>2 × 4 rows</dd>", "<dd>Checkpointing off</dd>"):
+        assert part in words
+
+
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [
+        ("NVIDIA H200", ">Peak memory 7.9 GiB (planned 8.3)<"),
+        ("CPU", ">Peak memory of the whole engine process since it started 7.9 GiB (planned 8.3)<"),
+        ("MPS", ">Peak memory of the whole engine process since it started 7.9 GiB (planned 8.3)<"),
+    ],
+)
+def test_the_peak_stands_beside_what_was_planned(tmp_path: Path, device: str, says: str) -> None:
+    run = fake_run(tmp_path)
+    assert "Peak memory" not in run_view.progress(run, [])
+    run.set_status(device=device, peak_bytes=round(7.9 * GIB), planned_bytes=round(8.3 * GIB))
+    assert says in run_view.progress(run, [])
+
+
+def test_what_weights_and_biases_says_is_told_with_or_without_a_link(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    assert "dd-note" not in run_view.progress(run, [])
+    run.set_status(wandb_message="Weights & Biases: <b>no</b> network")
+    words = run_view.progress(run, [])
+    assert "Weights &amp; Biases: &lt;b&gt;no&lt;/b&gt; network" in words
+    assert "dd-note warn" in words
+    assert "dd-wandb" not in words
+    run.set_status(wandb_url="https://wandb.ai/me/deepdoctor/runs/1")
+    words = run_view.progress(run, [])
+    assert "network" in words
+    assert 'href="https://wandb.ai/me/deepdoctor/runs/1"' in words
