@@ -18,6 +18,10 @@ QUICK_SECONDS = 95.0
 # of an engine process on a CPU before it holds a model; there, memory is that of the process, and on a GPU that of its arrays
 PROCESS_BYTES = round(0.9 * 2**30)
 
+# what training needs on a GPU beside the weights: adapter, optimizer, activations of two long rows with checkpointing, logits
+HEADROOM = 6 * 2**30
+HEADROOM_4BIT = 4 * 2**30
+FOUR_BIT_BYTES = 0.6  # a weight in NF4 with its scales, embeddings in 16 bit among them
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "4bit": 0.53}
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_8bit": 2}
 ADAPTER_BYTES = 8  # a float32 weight and its float32 gradient
