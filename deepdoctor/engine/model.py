@@ -21,7 +21,7 @@ from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.forward import FIXED_ROTATIONS
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import ModelError
-from deepdoctor.plan import FOUR_BIT_BYTES, HEADROOM, HEADROOM_4BIT
+from deepdoctor.plan import fits_in_16_bits, needed_in_4_bits
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -189,9 +189,9 @@ def numbers_for(config: ModelConfig, parameters: int, card: accelerator.Card, qu
         return DTYPES.get(config.precision, torch.float32), False
     if config.precision in DTYPES and not quantized:
         return DTYPES[config.precision], False
-    if config.precision == "auto" and not quantized and parameters * 2 + HEADROOM <= card.memory:
+    if config.precision == "auto" and not quantized and fits_in_16_bits(parameters, card.memory):
         return card.half, False
-    needed = parameters * FOUR_BIT_BYTES + HEADROOM_4BIT
+    needed = needed_in_4_bits(parameters)
     if not quantized and needed > card.memory:
         raise ModelError(
             f"{config.name} needs about {needed / accelerator.GIB:.0f} GiB of GPU memory even in 4 bits; this GPU has "

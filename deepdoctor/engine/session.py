@@ -122,7 +122,8 @@ class Session:
             return self.load(run.model)
         if self.loaded.config.name != run.model.name:
             raise ModelError(
-                f"Run {run.name} was made with {run.model.name}, but {self.loaded.config.name} is loaded. Load that model first."
+                f"Run {run.name} was made with {run.model.name}, but {self.loaded.config.name} is loaded. Load {run.model.name} first, "
+                "under Model at the top of the page."
             )
         return self.loaded
 
