@@ -34,7 +34,6 @@ class ModelEvents:
     @user_errors
     def load(self, profile: gr.OAuthProfile | None, name: str | None, *values: Any) -> Iterator[list[Any]]:
         """Load the chosen model. Outputs: notice, then the form's inputs with what is wrong told at each."""
-        kept = [gr.skip()] * len(self.form.inputs)
 
         def config() -> ModelConfig:
             named = self._named(name)
@@ -43,9 +42,10 @@ class ModelEvents:
             return cast(ModelConfig, self.form.read(values, {"name": named}))
 
         problems = problems_of(ModelConfig, self.form.given(values, {"name": name or EMBEDDED_MODEL}))
-        yield ["", *self.form.tell(problems, {each.name: "?" for each in self.form.settings})]
+        # with each notice, because the browser may draw only the last of several that come quickly
+        told = self.form.tell(problems, {each.name: "?" for each in self.form.settings})
         for words in loading(self.context, profile, config):
-            yield [words, *kept]
+            yield [words, *told]
 
     def _named(self, name: str | None) -> str:
         """The name as the engine takes it, a folder's path whole. Raises ConfigError or ModelError."""
@@ -72,8 +72,9 @@ class ModelEvents:
         return [self._known(), gr.update(value=model.name), words, *self.form.show(model)]
 
     def follow(self, known: str) -> Any:
-        """`current`, once another model was loaded by anyone or the engine has told its memory; nothing as long as all is as it was."""
-        return gr.skip() if known == self._known() else self.current()
+        """`current`, once another model was loaded by anyone or the engine has told its memory; nothing as long as all is as it was,
+        or the page has not shown anything yet."""
+        return gr.skip() if known in ("", self._known()) else self.current()
 
     def _known(self) -> str:
         engine = self.context.engine
@@ -93,7 +94,9 @@ def loading(context: Context, profile: gr.OAuthProfile | None, config: Callable[
         yield _status(note(f"Loaded {wanted.name}.", "ok"))
     except DeepDoctorError as error:
         stays = engine.state.model
-        still = f" {stays.name} is still loaded." if isinstance(error, ModelError) and stays and "again" not in str(error) else ""
+        still = (
+            f" {stays.name} is still loaded." if isinstance(error, ModelError) and stays and "was loaded again" not in str(error) else ""
+        )
         yield _status(note(f"{error}{still}", "bad"))
         raise
 

@@ -46,6 +46,7 @@ def model(page: Page, _shown: Shown) -> None:
     if not fold.get_by_label("Base model").is_visible():
         fold.get_by_role("button", name="Model").click()
         fold.get_by_role("button", name="More settings").click()
+    expect(fold.locator("#dd-model-takes")).to_contain_text("of weights")
     expect(fold.get_by_label("GPU memory")).to_be_visible()
     fold.get_by_label("GPU memory").fill("-1")
     fold.get_by_role("button", name="Load", exact=True).click()

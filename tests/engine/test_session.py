@@ -93,7 +93,7 @@ def test_an_unknown_run_or_step(trained: tuple[Session, Run]) -> None:
 def test_a_run_of_another_model_is_refused(trained: tuple[Session, Run], tmp_path: Path) -> None:
     session, run = trained
     other = tiny.open_session(session.data_dir, tiny.save_model(tmp_path / "other", seed=3))
-    with pytest.raises(ModelError, match=r"was made with .* but .*other is loaded"):
+    with pytest.raises(ModelError, match=r"was made with .* but .*other is loaded\. Load .* first, under Model at the top"):
         ask(other, run)
 
 
