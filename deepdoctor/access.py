@@ -59,8 +59,9 @@ class Access:
         if self.place in ("local", "login"):
             return ""
         if self.allows(visitor):
-            return f"Logged in as {visitor}: you may train, export, rename and delete here."
-        return f"Previewing and comparing are open to everyone; training, exporting and deleting are not. {self._way(visitor)}"
+            return f"Logged in as {visitor}: you may load models, train, export, rename and delete here."
+        closed = "loading models, training, exporting and deleting are not"
+        return f"Previewing and comparing are open to everyone; {closed}. {self._way(visitor)}"
 
     def _way(self, visitor: str | None) -> str:
         if self.place == "network":

@@ -86,7 +86,7 @@ class ModelConfig(Config):
 
     name: str = _setting(EMBEDDED_MODEL, "Model", "nano, a local folder, or a Hugging Face Hub id", basic=True, min_length=1)
     precision: Literal["auto", "float32", "bfloat16", "float16", "4bit"] = _setting(
-        "auto", "Precision", "auto: 32-bit on a CPU; on a GPU 16-bit, or 4-bit where memory is short"
+        "auto", "Precision", "auto: 32-bit on a CPU; on a GPU 16-bit, or 4-bit where memory is short", basic=True
     )
     revision: str | None = _setting(None, "Revision", "Branch, tag or commit of a Hub model")
     gpu_memory_gib: float | None = _setting(None, "GPU memory", "Use at most so many GiB of the GPU; empty: all of it", gt=0)

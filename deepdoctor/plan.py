@@ -18,6 +18,10 @@ QUICK_SECONDS = 95.0
 # of an engine process on a CPU before it holds a model; there, memory is that of the process, and on a GPU that of its arrays
 PROCESS_BYTES = round(0.9 * 2**30)
 
+# what training needs on a GPU beside the weights: adapter, optimizer, activations of two long rows with checkpointing, logits
+HEADROOM = 6 * 2**30
+HEADROOM_4BIT = 4 * 2**30
+FOUR_BIT_BYTES = 0.6  # a weight in NF4 with its scales, embeddings in 16 bit among them, before its shape is known
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "16bit": 2.0, "4bit": 0.53}
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_8bit": 2}
 ADAPTER_BYTES = 8  # a float32 weight and its float32 gradient
@@ -102,6 +106,16 @@ def precision_for(config: FinetuneConfig, model: ModelInfo) -> str:
     held = "4bit" if model.precision == "4bit" else "16bit"
     reloads = model.backend == "unsloth" and config.base_precision not in ("auto", held)
     return config.base_precision if reloads else model.precision
+
+
+def fits_in_16_bits(parameters: float, memory_bytes: int) -> bool:
+    """Whether a GPU with that memory holds so many weights in 16 bits and can train too."""
+    return parameters * 2 + HEADROOM <= memory_bytes
+
+
+def needed_in_4_bits(parameters: float) -> float:
+    """Bytes of GPU memory for so many weights in 4 bits and for training."""
+    return parameters * FOUR_BIT_BYTES + HEADROOM_4BIT
 
 
 def roughly(seconds: float) -> str:

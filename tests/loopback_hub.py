@@ -10,6 +10,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -23,7 +24,10 @@ Fault = Literal["cut_upload", "cut_download", "lose_commit_answer", "refuse_comm
 
 
 class LoopbackHub:
-    """The server and all that it keeps. Use it as a context manager; `requests` is the log of what was asked ("PUT /lfs/…")."""
+    """The server and all that it keeps. Use it as a context manager; `requests` is the log of what was asked ("PUT /lfs/…").
+
+    `slow` is how many seconds each file of weights takes, one after the other, so that a download can be watched.
+    """
 
     def __init__(self) -> None:
         self.users: dict[str, User] = {}
@@ -31,6 +35,8 @@ class LoopbackHub:
         self.stored: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.faults: Counter[Fault] = Counter()
+        self.slow = 0.0
+        self.line = threading.Lock()
         self.lock = threading.RLock()
         self.server = _Server(("127.0.0.1", 0), functools.partial(_Handler, self))
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -186,6 +192,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if self.hub.slow and self.path.endswith(".safetensors"):
+            with self.hub.line:
+                time.sleep(self.hub.slow)
         if "/resolve/" in self.path and self.hub.take("cut_download"):
             self.wfile.write(answer.body[: len(answer.body) // 2])
             self._cut()

@@ -5,6 +5,8 @@ Whatever imports transformers, peft or trl imports this module first. UNSLOTH=of
 
 import os
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import psutil
 import torch
 
 GIB = 2**30
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def _import_unsloth() -> bool:
@@ -44,6 +47,25 @@ def prepare(most_gib: float | None) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, most_gib * GIB / total) if most_gib else 1.0)
 
 
+@dataclass(frozen=True)
+class Card:
+    """What the device says about the numbers that fit it: "cuda", "mps" or "cpu", bytes that the model may use, its own 16-bit numbers."""
+
+    kind: str
+    memory: int
+    half: torch.dtype = torch.bfloat16
+
+
+def card(most_gib: float | None = None) -> Card:
+    """The device's card, with at most so many GiB of its memory."""
+    return Card(device().type, total_bytes(most_gib), half())
+
+
+def half(supports_bfloat16: Callable[..., bool] = torch.cuda.is_bf16_supported) -> torch.dtype:
+    """The 16-bit numbers that the GPU computes in itself: float16 on one that would only emulate bfloat16, such as a T4."""
+    return torch.bfloat16 if supports_bfloat16(including_emulation=False) else torch.float16
+
+
 def total_bytes(most_gib: float | None = None) -> int:
     """Memory that the model may use: the GPU's, or of it as much as is allowed; on a CPU the machine's."""
     if not torch.cuda.is_available():
@@ -53,6 +75,19 @@ def total_bytes(most_gib: float | None = None) -> int:
 
 
 def free_bytes(most_gib: float | None = None) -> int:
-    """GPU memory that could still be allocated, what the allocator holds unused included."""
+    """Memory that could still be allocated: of the GPU, what the allocator holds unused included; without one of the machine."""
+    if not torch.cuda.is_available():
+        return available_bytes()
     free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return min(free, total_bytes(most_gib) - torch.cuda.memory_allocated())
+
+
+def available_bytes(cgroup: Path = CGROUP) -> int:
+    """Memory of the machine that is free or can be freed; in a container with a limit no more than its limit leaves."""
+    available = psutil.virtual_memory().available
+    try:
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no limit
+        return available
+    return min(available, limit - used + int(stat.get("inactive_file", 0)))

@@ -36,6 +36,7 @@ class EngineClient:
         self.runs = Runs(self.data_dir)
         self.studies = Studies(self.data_dir)
         self._preparing = -1
+        self._loading = ""
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._life = threading.Lock()
@@ -163,11 +164,39 @@ class EngineClient:
             with self._lock:
                 self._queues.pop(number, None)
 
+    @property
+    def loading(self) -> str:
+        """The name of the model that `load` waits for, or ""."""
+        return self._loading
+
     def load(self, model: ModelConfig) -> None:
-        """Ask for another base model and wait for it. Raises ModelError, and the model that was loaded stays."""
-        for _event in self._events(self._submit(Load(model))):
-            pass
-        self.model = model
+        """Ask for another base model and wait for it; an engine that is started again after a death loads it too.
+
+        Raises ModelError, and the model that was loaded stays; EngineError while a run trains, a study is prepared, or another model comes.
+        """
+        with self._lock:
+            self.require_free_to_load()
+            self._loading = model.name
+        try:
+            for _event in self._events(self._submit(Load(model))):
+                pass
+            self.model = model
+        finally:
+            self._loading = ""
+
+    def require_free_to_load(self) -> None:
+        """Raise EngineError, saying what is in the way, while another model must not take the place of this one."""
+        self._require_no_load()
+        if active := self.runs.active():
+            raise EngineError(f"Run {active.name} is training with the loaded model. Stop it first, or wait for it to end.")
+        if study := next((each for each in self.studies.list() if each.state == "preparing"), None):
+            raise EngineError(
+                f"The answers of {study.name} are being prepared with the loaded model. Stop that first, or wait for it to end."
+            )
+
+    def _require_no_load(self) -> None:
+        if self._loading:
+            raise EngineError(f"{self._loading} is being loaded. Wait until the line at the top says Ready, then try again.")
 
     def compare(self, request: Compare) -> int:
         """Hand in a comparison and return its number, for `follow` and `stop`. Raises EngineError if the engine is not there."""
@@ -195,6 +224,7 @@ class EngineClient:
         if resume:
             self.runs.get(run).set_status(state="queued", message="Waiting for the engine")
         try:
+            self._require_no_load()
             self._post(Finetune(run, resume))
         except EngineError as error:  # or it would seem to wait for ever
             self.runs.get(run).set_status(state="interrupted", message=str(error))
@@ -212,6 +242,7 @@ class EngineClient:
 
     def prepare(self, study: str) -> None:
         """Queue a study whose answers are to be written; follow it through its folder. Raises EngineError while another one is prepared."""
+        self._require_no_load()
         busy = next((each for each in self.studies.list() if each.state == "preparing" and each.is_claimed() and each.id != study), None)
         if busy:
             raise EngineError(f"The answers of {busy.name} are being prepared. Stop that first, or wait for it to end.")

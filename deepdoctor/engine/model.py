@@ -1,14 +1,16 @@
 """Loading the base model: which folder, in which numbers, and what is told when it cannot be."""
 
-import json
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from deepdoctor.config import EMBEDDED_MODEL, ModelConfig
@@ -19,16 +21,16 @@ from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.forward import why_unpaired
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import ModelError
+from deepdoctor.plan import fits_in_16_bits, needed_in_4_bits
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "nano" / "model"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# what training needs beside the weights: adapter, optimizer, activations of two long rows with checkpointing, logits
-HEADROOM = 6 * accelerator.GIB
-HEADROOM_4BIT = 4 * accelerator.GIB
-FOUR_BIT_BYTES = 0.6  # a weight in NF4 with its scales, embeddings in 16 bit among them
+# for the fingerprint, the tokenizer and a first answer, beside the weights
+ROOM_TO_WORK = accelerator.GIB // 4
 
 Report = Callable[[str, float | None], None]
+Free = Callable[[float | None], int]
 
 
 def unheard(_message: str, _fraction: float | None) -> None:
@@ -68,89 +70,137 @@ class LoadedModel:
         return int(self.tokenizer.eos_token_id)
 
 
-def load(config: ModelConfig, data_dir: Path, report: Report = unheard) -> LoadedModel:
-    """Load a base model, from the Hub if need be, and fingerprint it before any adapter is near.
+@dataclass(frozen=True)
+class Found:
+    """A model whose files are on this machine and whose numbers are decided, before any memory is taken for it."""
 
-    Raises ModelError if it is missing, damaged, without linear layers that LoRA could be attached to, or too large for the memory.
+    config: ModelConfig
+    folder: Path
+    device: torch.device
+    parameters: int
+    dtype: torch.dtype
+    four_bit: bool
+    decoding: str = ""
+
+    @property
+    def precision(self) -> str:
+        """In which numbers the weights are held, by the name of the setting."""
+        return "4bit" if self.four_bit else str(self.dtype).removeprefix("torch.")
+
+    @property
+    def bytes_to_load(self) -> int:
+        """Memory that loading takes: 16 bit a weight on a GPU, though they become 4 bit; elsewhere what they stay, and room to work."""
+        return self.parameters * 2 if self.device.type == "cuda" else self.parameters * self.dtype.itemsize + ROOM_TO_WORK
+
+
+def find(config: ModelConfig, report: Report = unheard) -> Found:
+    """Get a model's files, from the Hub if need be, and decide its numbers, while whatever is loaded stays.
+
+    Raises ModelError if it cannot be had, is damaged, or can never fit the GPU.
     """
-    accelerator.prepare(config.gpu_memory_gib)
-    folder = folder_of(config, report)
-    device = accelerator.device()
-    try:
+    with told_as_model_error(config.name):
+        folder = folder_of(config, report)
         report("Reading the model's configuration", 0.2)
         architecture = AutoConfig.from_pretrained(folder)
-        decoding = why_unpaired(architecture)
-        dtype, four_bit = numbers_for(config, folder, device, hasattr(architecture, "quantization_config"))
-        report(f"Loading tokenizer and weights in {'4 bits' if four_bit else str(dtype).removeprefix('torch.')}", 0.4)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        parameters, card = parameters_in(folder), accelerator.card(config.gpu_memory_gib)
+        dtype, four_bit = numbers_for(config, parameters, card, hasattr(architecture, "quantization_config"))
+        return Found(config, folder, torch.device(card.kind), parameters, dtype, four_bit, why_unpaired(architecture))
+
+
+def load(config: ModelConfig, data_dir: Path, report: Report = unheard) -> LoadedModel:
+    """`find` a base model and `load_found` it. Raises ModelError."""
+    return load_found(find(config, report), data_dir, report)
+
+
+def load_found(found: Found, data_dir: Path, report: Report = unheard, free: Free = accelerator.free_bytes) -> LoadedModel:
+    """Load a base model that was found, and fingerprint it before any adapter is near.
+
+    Raises ModelError if it is damaged, without linear layers that LoRA could be attached to, or too large for the memory. `free` says how
+    many bytes there are.
+    """
+    config = found.config
+    require_memory(found, free(config.gpu_memory_gib))
+    accelerator.prepare(config.gpu_memory_gib)
+    with told_as_model_error(config.name):
+        report(f"Loading tokenizer and weights in {'4 bits' if found.four_bit else found.precision}", 0.4)
+        tokenizer = AutoTokenizer.from_pretrained(found.folder)
         # one text after the other is written by transformers' own forward, which Unsloth would replace
-        backend = Transformers() if decoding else backend_for(device, dtype)
-        base, missing = backend.load(str(folder), dtype, four_bit)
+        backend = Transformers() if found.decoding else backend_for(found.device, found.dtype)
+        base, missing = backend.load(str(found.folder), found.dtype, found.four_bit)
         if missing:
             raise ModelError(
                 f"The model {config.name} is damaged: it lacks {missing[0]} in the shape its configuration asks for"
                 f"{f', and {len(missing) - 1} more' if missing[1:] else ''}. Fetch it again."
             )
-        base = (base if four_bit else base.to(device)).eval().requires_grad_(False)
-    except (OSError, ValueError, SafetensorError, KeyError) as error:
-        raise ModelError(
-            f"The model {config.name} could not be loaded: {first_line(error)}. Check its name, and that it is there."
-        ) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ModelError(f"The model {config.name} does not fit into this machine's memory; choose a smaller one, or 4 bits.") from error
+        base = (base if found.four_bit else base.to(found.device)).eval().requires_grad_(False)
     report("Fingerprinting the base weights", 0.8)
-    info = _info(config, base, tokenizer, Path(data_dir), (backend.name, "4bit" if four_bit else str(dtype).removeprefix("torch.")))
-    info = replace(info, decoding=decoding)
-    return LoadedModel(config, base, tokenizer, info, backend, folder)
+    info = replace(_info(config, base, tokenizer, Path(data_dir), (backend.name, found.precision)), decoding=found.decoding)
+    return LoadedModel(config, base, tokenizer, info, backend, found.folder)
+
+
+@contextmanager
+def told_as_model_error(name: str) -> Iterator[None]:
+    """Whatever libraries raise while they load a model, as a ModelError in the user's words."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError, KeyError) as error:
+        raise ModelError(f"The model {name} could not be loaded: {first_line(error)}. Check its name, and that it is there.") from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelError(f"The model {name} does not fit into this machine's memory; choose a smaller one, or 4 bits.") from error
+
+
+def require_memory(found: Found, free: int) -> None:
+    """Raise ModelError, naming both numbers, for a model that the machine's `free` bytes cannot hold: the system would end the process.
+
+    On a GPU nothing is asked: there a lack of memory is an error like others.
+    """
+    if found.device.type != "cuda" and found.bytes_to_load > free:
+        raise ModelError(
+            f"The model {found.config.name} needs about {found.bytes_to_load / accelerator.GIB:,.1f} GiB of memory in {found.precision}, "
+            f"but only {max(free, 0) / accelerator.GIB:,.1f} GiB are free. Choose a smaller one"
+            f"{', or bfloat16, which takes half' if found.dtype == torch.float32 else ''}, or close other programs."
+        )
 
 
 def folder_of(config: ModelConfig, report: Report = unheard) -> Path:
     """Where the model's files are on this machine; a Hub model is downloaded first. Raises ModelError if they cannot be had."""
     if config.name == EMBEDDED_MODEL:
         return EMBEDDED_FOLDER
-    if (folder := Path(config.name).expanduser()).is_dir():
+    if (folder := Path(os.path.expanduser(config.name))).is_dir():
         return folder
     if config.name.startswith(("/", ".", "~")):
         raise ModelError(f"The model {config.name} could not be loaded: there is no such folder. Check its name, and that it is there.")
     return fetch_model(config.name, config.revision, report)
 
 
-def numbers_for(config: ModelConfig, folder: Path, device: torch.device, quantized: bool) -> tuple[torch.dtype, bool]:
+def numbers_for(config: ModelConfig, parameters: int, card: accelerator.Card, quantized: bool) -> tuple[torch.dtype, bool]:
     """In which numbers to compute, and whether the weights are held in 4 bits. Raises ModelError if the GPU is too small for either.
 
     auto: 32 bit on a CPU and for the embedded model; on a GPU 16 bit where weights and training fit, else 4 bit.
     """
-    if device.type != "cuda" or config.name == EMBEDDED_MODEL:
+    if card.kind != "cuda" or config.name == EMBEDDED_MODEL:
         if config.precision == "4bit" or quantized:
             raise ModelError("4-bit weights need an NVIDIA GPU with bitsandbytes; choose another precision.")
         return DTYPES.get(config.precision, torch.float32), False
-    half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if config.precision in DTYPES and not quantized:
         return DTYPES[config.precision], False
-    total, weights = accelerator.total_bytes(config.gpu_memory_gib), parameters_in(folder)
-    if config.precision == "auto" and not quantized and weights * 2 + HEADROOM <= total:
-        return half, False
-    needed = weights * FOUR_BIT_BYTES + HEADROOM_4BIT
-    if not quantized and needed > total:
+    if config.precision == "auto" and not quantized and fits_in_16_bits(parameters, card.memory):
+        return card.half, False
+    needed = needed_in_4_bits(parameters)
+    if not quantized and needed > card.memory:
         raise ModelError(
             f"{config.name} needs about {needed / accelerator.GIB:.0f} GiB of GPU memory even in 4 bits; this GPU has "
-            f"{total / accelerator.GIB:.0f}. Choose a smaller model."
+            f"{card.memory / accelerator.GIB:.0f}. Choose a smaller model."
         )
-    return half, True
+    return card.half, True
 
 
 def parameters_in(folder: Path) -> int:
-    """How many numbers a model's safetensors files hold."""
+    """How many numbers a model's safetensors files hold. Raises SafetensorError for a file that is not whole."""
     found = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as opened:
-            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                size = 1
-                for length in entry["shape"]:
-                    size *= length
-                found += size
+    for file in sorted(folder.glob("model*.safetensors")) or folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            found += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118 - it is no dict
     return found
 
 

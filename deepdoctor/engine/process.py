@@ -192,7 +192,8 @@ class Process:
         if self.session.loaded:
             self._state("ready", "Ready")
         else:
-            self._state("failed", f"{self.problem} Start the app with another MODEL, for example MODEL=nano.")
+            way = "Choose another model under Model at the top of the page, or start the app with another MODEL, for example MODEL=nano."
+            self._state("failed", f"{self.problem} {way}")
 
     def _answer(self, number: int, request: Request) -> Any:
         if isinstance(request, Load):

@@ -1,9 +1,11 @@
 """One engine session: the loaded model and everything one can ask of it. Used by the engine process, the command line and tests alike."""
 
-from deepdoctor.engine.accelerator import free_bytes
+from deepdoctor.engine.accelerator import free_bytes, half
+from deepdoctor.engine.accelerator import prepare as prepare_device
 
 import gc
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +13,13 @@ from pathlib import Path
 import torch
 
 from deepdoctor.comparison import Comparison, Comparisons
-from deepdoctor.config import EMBEDDED_MODEL, ModelConfig
+from deepdoctor.config import ModelConfig
 from deepdoctor.dataset import held_out_examples
 from deepdoctor.engine.adapters import select_adapter
 from deepdoctor.engine.compare import Pair, Question
 from deepdoctor.engine.export import Say, export
 from deepdoctor.engine.fingerprint import base_hash
-from deepdoctor.engine.model import LoadedModel, Report, folder_of, load, parameters_in, unheard
+from deepdoctor.engine.model import Found, Free, LoadedModel, Report, find, first_line, load_found, require_memory, unheard
 from deepdoctor.engine.pairs import Pairs
 from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
@@ -37,10 +39,11 @@ def never() -> bool:
 
 
 class Session:
-    """Holds the one loaded model of this process; does one thing at a time."""
+    """Holds the one loaded model of this process; does one thing at a time. `free` says how many bytes another model may take."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, free: Free = free_bytes) -> None:
         self.data_dir = Path(data_dir)
+        self.free = free
         self.runs = Runs(self.data_dir)
         self.comparisons = Comparisons(self.data_dir)
         self.studies = Studies(self.data_dir)
@@ -48,29 +51,72 @@ class Session:
         self._pairs: Pairs | None = None
 
     def load(self, config: ModelConfig, report: Report = unheard) -> LoadedModel:
-        """Load a base model in place of the current one, which stays if this raises ModelError, or if it is the same and unharmed."""
+        """Load a base model in place of the current one, which stays if this raises ModelError, or if it is the same and unharmed.
+
+        Where both do not fit side by side the current one is given up first, and loaded again if the new one fails.
+        """
         before = self.loaded
         if before and before.config == config and base_hash(before.base) == before.info.base_hash:
             return before
-        if before and not self._fits_beside(config, before):
-            self.loaded = before = self._pairs = None
-            free()
-            report("Making room for the new model", 0.1)
-        try:
-            self.loaded, self._pairs = load(config, self.data_dir, report), None
-        finally:
+        found = find(config, report)
+        if before is None or found.bytes_to_load < self.free(config.gpu_memory_gib):
             del before
-            free()
-        if self.loaded.device.type == "cuda":
-            report("Preparing the kernels", 0.9)
-            self.pairs.warm()
+            loaded = self._load_beside(found, report)
+        else:
+            require_memory(found, self.free(config.gpu_memory_gib) + weight_bytes(before))
+            del before
+            loaded = self._load_instead(found, report)
+        self._warm(loaded, report)
+        return loaded
+
+    def _load_beside(self, found: Found, report: Report) -> LoadedModel:
+        """Load a model while the current one, if any, stays in memory. Raises ModelError."""
+        failed = ""
+        try:
+            self.loaded, self._pairs = load_found(found, self.data_dir, report, self.free), None
+        except ModelError as error:
+            failed = str(error)  # and not the error, whose traceback holds half a model
+        free()
+        if failed:
+            if self.loaded:
+                prepare_device(self.loaded.config.gpu_memory_gib)
+            raise ModelError(failed)
+        assert self.loaded
         return self.loaded
 
-    def _fits_beside(self, config: ModelConfig, before: LoadedModel) -> bool:
-        """Whether another model can be loaded while this one stays, so that it is still there if that fails."""
-        if before.device.type != "cuda" or config.name == EMBEDDED_MODEL:
-            return True
-        return parameters_in(folder_of(config)) * 2 < free_bytes(config.gpu_memory_gib)
+    def _load_instead(self, found: Found, report: Report) -> LoadedModel:
+        """Give up the current model for another one. If that fails the former is loaded again, and ModelError raised."""
+        assert self.loaded
+        former = found_again(self.loaded)
+        self.loaded = self._pairs = None
+        free()
+        report("Making room for the new model", 0.3)
+        failed = ""
+        try:
+            return self._load_beside(found, report)
+        except ModelError as error:
+            failed = str(error)
+        except Exception as error:
+            traceback.print_exc()
+            failed = f"The model {found.config.name} could not be loaded: {type(error).__name__}: {first_line(error)}."
+        free()
+        report(f"Loading {former.config.name} again", 0.3)
+        try:
+            self._warm(self._load_beside(former, report), report)
+        except ModelError as error:
+            raise ModelError(f"{failed} {error}") from None
+        raise ModelError(f"{failed.rstrip('.')}; {former.config.name} was loaded again.")
+
+    def _warm(self, loaded: LoadedModel, report: Report) -> None:
+        """Prepare a GPU's kernels. A lack of memory for that is told to whoever asks the first question."""
+        if loaded.device.type != "cuda":
+            return
+        report("Preparing the kernels", 0.9)
+        try:
+            self.pairs.warm()
+        except torch.OutOfMemoryError:
+            self._pairs = None
+        free()
 
     def _for(self, run: Run) -> LoadedModel:
         """The loaded model, if the run belongs to it; with nothing loaded yet, its own model is loaded."""
@@ -78,7 +124,8 @@ class Session:
             return self.load(run.model)
         if self.loaded.config.name != run.model.name:
             raise ModelError(
-                f"Run {run.name} was made with {run.model.name}, but {self.loaded.config.name} is loaded. Load that model first."
+                f"Run {run.name} was made with {run.model.name}, but {self.loaded.config.name} is loaded. Load {run.model.name} first, "
+                "under Model at the top of the page."
             )
         return self.loaded
 
@@ -125,8 +172,8 @@ class Session:
         wanted = precision_for(run.finetune, loaded.info)
         if wanted == loaded.info.precision:
             return loaded
-        half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-        return self.load(loaded.config.changed(precision="4bit" if wanted == "4bit" else half))
+        sixteen = str(half()).removeprefix("torch.")
+        return self.load(loaded.config.changed(precision="4bit" if wanted == "4bit" else sixteen))
 
     def compare(self, request: Compare, should_stop: Ask = never) -> Iterator[Comparison]:
         """Snapshots of one comparison; the last one is proven, graded seen or unseen, and saved."""
@@ -191,6 +238,17 @@ class Session:
         run = self.runs.get(request.run)
         target = self.data_dir / "exports" / (run.id + (f"-{request.step}" if request.step is not None else ""))
         return export(self._for(run), run, request.step, target, request.merged, say)
+
+
+def weight_bytes(loaded: LoadedModel) -> int:
+    """Memory that a model's weights hold."""
+    return sum(weight.numel() * weight.element_size() for weight in loaded.base.parameters())
+
+
+def found_again(loaded: LoadedModel) -> Found:
+    """What loads that model once more, as it is."""
+    parameters = loaded.info.parameters
+    return Found(loaded.config, loaded.folder, loaded.device, parameters, loaded.dtype, loaded.info.precision == "4bit")
 
 
 def free() -> None:

@@ -13,9 +13,9 @@ from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 
 from deepdoctor.comparison import Comparison
-from deepdoctor.config import SamplingConfig
+from deepdoctor.config import ModelConfig, SamplingConfig
 from deepdoctor.engine.protocol import Compare
-from deepdoctor.errors import AccessError, ConfigError, DeepDoctorError, ProofError, RunError
+from deepdoctor.errors import AccessError, ConfigError, DeepDoctorError, ModelError, ProofError, RunError
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
 from deepdoctor.ui import history, transcript
@@ -23,6 +23,7 @@ from deepdoctor.ui.components import escape, note, user_errors
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.findings import findings
 from deepdoctor.ui.form import Form
+from deepdoctor.ui.model_events import loading
 
 FINAL = "final"
 SNAPSHOTS_PER_SECOND = 10
@@ -55,12 +56,34 @@ class Handlers:
         """Changes when a run or checkpoint comes, goes or is renamed, the engine turns to something else, or this viewer asks."""
         state = self.context.engine.state
         found = [(run.id, run.name, tuple(value for _label, value in step_choices(run))) for run in self.runs()]
-        return (tuple(found), number is None, state.phase, state.doing, state.message if state.phase != "ready" else "", self.unpaired())
+        told, name = state.message if state.phase != "ready" else "", self.context.engine.model.name
+        return (tuple(found), number is None, state.phase, state.doing, told, name, self.unpaired())
 
     def runs(self) -> list[Run]:
-        """The runs that have an adapter for the base model in use, newest first."""
-        model = self.context.engine.model.name
-        return [run for run in self.context.runs.list() if run.model.name == model and step_choices(run)]
+        """The runs that have an adapter, newest first: those of the base model in use before those of others."""
+        found = [run for run in self.context.runs.list() if step_choices(run)]
+        return sorted(found, key=lambda run: not self.fits(run))
+
+    def fits(self, run: Run) -> bool:
+        """Whether the run was made with the base model in use."""
+        return run.model.name == self.context.engine.model.name
+
+    def label(self, run: Run) -> str:
+        """How a run is called in the choice of the tuned side."""
+        return run_label(run) if self.fits(run) else f"{run_label(run)} · needs {short_name(run.model.name)}"
+
+    def needed(self, run: Run) -> str:
+        """Which base model a run needs and how to get it, in words; "" if it is the one in use."""
+        if self.fits(run):
+            return ""
+        return f"Run {run.name} was made with {run.model.name}, but {self.context.engine.model.name} is in use."
+
+    def needs(self, run: Run | None) -> tuple[Any, Any]:
+        """Updates of the note that says which other base model the chosen run needs, and of the button that loads it."""
+        words = self.needed(run) if run else ""
+        shown = note(f"{words} Load the run's model here, or another one under Model at the top of the page.", "warn") if words else ""
+        label = f"Load {short_name(run.model.name)}" if run and words else "Load"
+        return gr.update(value=shown, visible=bool(words)), gr.update(value=label, visible=bool(words))
 
     def refresh_if_new(self, run: str | None, step: Any, number: int | None, fingerprint: Any) -> Any:
         """Like `refresh`, but nothing at all while all is as it was."""
@@ -68,11 +91,11 @@ class Handlers:
 
     def refresh(self, run: str | None, step: Any, number: int | None) -> tuple[Any, ...]:
         """Fingerprint, whether there is anything to compare, the choices of run and checkpoint (keeping what is chosen), the style of a
-        run that is chosen now, what goes on.
+        run that is chosen now, what goes on, and what `needs` gives.
 
         `number` is the comparison that this viewer waits for, if any: its panels say what goes on, so nothing else does.
         """
-        choices = [(run_label(each), each.id) for each in self.runs()]
+        choices = [(self.label(each), each.id) for each in self.runs()]
         ids = [value for _label, value in choices]
         chosen = run if run in ids else (ids[0] if ids else None)
         steps = step_choices(self.context.runs.get(chosen)) if chosen else []
@@ -86,6 +109,7 @@ class Handlers:
             gr.update(choices=steps, value=kept),
             gr.skip() if chosen == run else self._style_of(chosen),
             gr.update(value=busy, visible=bool(busy)),
+            *self.needs(self.context.runs.get(chosen) if chosen else None),
         )
 
     def unpaired(self) -> str:
@@ -107,13 +131,26 @@ class Handlers:
         return ""
 
     @user_errors
-    def steps_of(self, run: str | None) -> tuple[Any, Any]:
-        """The checkpoints of a run that was just chosen, and the prompt style that it was tuned with."""
-        steps = step_choices(self.context.runs.get(run)) if run else []
-        return gr.update(choices=steps, value=steps[0][1] if steps else None), self._style_of(run)
+    def steps_of(self, run: str | None) -> tuple[Any, ...]:
+        """The checkpoints of a run that was just chosen, the prompt style that it was tuned with, what `needs` gives, and nothing in place
+        of what was told about another run."""
+        chosen = self.context.runs.get(run) if run else None
+        steps = step_choices(chosen) if chosen else []
+        return gr.update(choices=steps, value=steps[0][1] if steps else None), self._style_of(run), *self.needs(chosen), ""
 
     def _style_of(self, run: str | None) -> Any:
         return self.context.runs.get(run).finetune.prompt_style if run else gr.skip()
+
+    @user_errors
+    def load_needed(self, profile: gr.OAuthProfile | None, run: str | None) -> Iterator[str]:
+        """Load the base model that the chosen run was made with, as it was loaded then. Output: a notice."""
+
+        def config() -> ModelConfig:
+            if not run:
+                raise ConfigError("Choose a run first.", field="run")
+            return self.context.runs.get(run).model
+
+        yield from loading(self.context, profile, config)
 
     def request(self, question: str, run: str | None, step: Any, style: str, sampling: tuple[Any, ...]) -> Compare:
         """The request those inputs make. Raises ConfigError or RunError saying what is missing."""
@@ -121,8 +158,10 @@ class Handlers:
         render_question(question, style_named(style))
         if not run:
             raise ConfigError("Choose the run whose adapter is the tuned side.", field="run")
+        if needed := self.needed(chosen := self.context.runs.get(run)):
+            raise ModelError(f"{needed} Load {chosen.model.name} first, under Model at the top of the page.")
         checkpoint = None if step in (None, FINAL) else int(step)
-        self.context.runs.get(run).adapter_dir(checkpoint)
+        chosen.adapter_dir(checkpoint)
         drawn = self.sampling.read(sampling)
         assert isinstance(drawn, SamplingConfig)
         return Compare(question, run, checkpoint, drawn, style, self.references.get(question, ""))
@@ -228,8 +267,13 @@ def hidden_values() -> tuple[Any, ...]:
     return hidden, "", "", gr.update(value=None), hidden, gr.update(value="", visible=False), None
 
 
+def short_name(model: str) -> str:
+    """A model's name without its owner or folder."""
+    return model.rstrip("/").rpartition("/")[2] or model
+
+
 def run_label(run: Run) -> str:
-    """How a run is called in the choice of the tuned side."""
+    """How a run is called where one is chosen."""
     status = run.status
     return f"{run.name} · {status['state']} at step {status.get('step', 0)}"
 

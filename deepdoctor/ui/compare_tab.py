@@ -38,6 +38,9 @@ class Ask:
     compare: gr.Button
     stop: gr.Button
     busy: gr.HTML
+    needs: gr.HTML
+    load: gr.Button
+    loading: gr.HTML
     to_train: gr.Button
 
     @property
@@ -48,7 +51,7 @@ class Ask:
     @property
     def refreshed(self) -> list[Any]:
         """What `refresh` writes, after the fingerprint, in its order."""
-        return [self.empty, self.form, self.run, self.step, self.style, self.busy]
+        return [self.empty, self.form, self.run, self.step, self.style, self.busy, self.needs, self.load]
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,11 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> tuple[Callable[..
     _wire_asking(handlers, ask, shown)
     _wire_reading(handlers, shown)
     ask.case.input(lambda question: question or gr.skip(), [ask.case], [ask.question], **FREE)
-    ask.run.input(handlers.steps_of, [ask.run], [ask.step, ask.style], **FREE)
+    ask.run.input(handlers.steps_of, [ask.run], [ask.step, ask.style, ask.needs, ask.load, ask.loading], **FREE)
     ask.to_train.click(lambda: gr.Tabs(selected="train"), None, tab.parent, **FREE)
     refreshed = [fingerprint, *ask.refreshed]
     tab.select(handlers.refresh, [ask.run, ask.step, shown.number], refreshed, **FREE)
+    ask.load.click(handlers.load_needed, [ask.run], [ask.loading], **FREE)
     # never in the page itself, which is the same for everyone
     gr.on([tab.select, _page().load], handlers.saved, None, [shown.history], **FREE)
     gr.Timer(REFRESH_SECONDS).tick(handlers.refresh_if_new, [ask.run, ask.step, shown.number, fingerprint], refreshed, **FREE)
@@ -111,10 +115,13 @@ def _build_ask(cases: list[HeldOutCase], quick: str) -> Ask:
                 style = gr.Dropdown(styles, value=ARTICLE.name, label="Prompt style, for both sides", filterable=False)
         sampling = build_form(SamplingConfig())
         busy = gr.HTML("", visible=False, apply_default_css=False)
+        needs = gr.HTML("", visible=False, apply_default_css=False, elem_id="dd-needs")
+        load = gr.Button("Load", visible=False, size="sm", elem_id="dd-load-needed", elem_classes=["dd-own-width"])
+        loading = gr.HTML("", apply_default_css=False, elem_id="dd-loading-needed")
         with gr.Row(elem_id="dd-ask-buttons"):
             compare = gr.Button("Compare", variant="primary", elem_id="dd-compare", scale=0, min_width=160)
             stop = gr.Button("Stop", interactive=False, elem_id="dd-stop", scale=0, min_width=120)
-    return Ask(empty, form, question, case, run, step, style, sampling, compare, stop, busy, to_train)
+    return Ask(empty, form, question, case, run, step, style, sampling, compare, stop, busy, needs, load, loading, to_train)
 
 
 def _build_shown() -> Shown:

@@ -157,7 +157,7 @@ class DatasetEvents:
         model = self.context.engine.state.model
         if model and Path(model.tokenizer_file).is_file():
             return model.tokenizer_file, model.eos
-        if self.context.settings.model == EMBEDDED_MODEL and NANO_TOKENIZER.is_file():
+        if self.context.engine.model.name == EMBEDDED_MODEL and NANO_TOKENIZER.is_file():
             return str(NANO_TOKENIZER), USUAL_EOS
         return NO_TOKENIZER
 

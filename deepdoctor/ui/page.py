@@ -7,7 +7,7 @@ import gradio as gr
 
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig
 from deepdoctor.engine.protocol import EngineState, ModelInfo
-from deepdoctor.ui import access_bar, compare_tab, dataset_tab, runs_tab, studies_tab, theme, train_tab
+from deepdoctor.ui import access_bar, compare_tab, dataset_tab, model_bar, runs_tab, studies_tab, theme, train_tab
 from deepdoctor.ui.components import BANNER, QUIET, escape
 from deepdoctor.ui.context import Context
 
@@ -25,6 +25,7 @@ def build_app(context: Context) -> gr.Blocks:
             status = gr.HTML(engine_line(context.engine.state), elem_id="dd-engine", apply_default_css=False)
         access_bar.build(context, page)
         shown = gr.State(context.engine.state)
+        model_bar.build(context, page)
         dataset = gr.State(DatasetConfig().model_dump())
         with gr.Tabs(elem_id="dd-tabs") as tabs:
             with gr.Tab("Dataset", id="dataset") as tab:

@@ -145,6 +145,8 @@ class TrainEvents:
     def _must_be_free(self) -> None:
         if active := self.context.runs.active():
             raise RunError(f"Run {active.name} is training already. Stop it first, or wait for it to end.")
+        if coming := self.context.engine.loading:  # or the run would be of a model that is about to go
+            raise EngineError(f"{coming} is being loaded; start again when the line at the top says Ready.")
 
     @user_errors
     def stop(self, profile: gr.OAuthProfile | None = None) -> Iterator[str]:

@@ -65,7 +65,7 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> None:
     """Lay out the tab and wire it. `dataset` holds the DatasetConfig in use as a dict."""
     with gr.Row(equal_height=False, elem_classes="dd-train"):
         with gr.Column(scale=5, min_width=320):
-            recipe = _recipe("quick" if context.settings.model == EMBEDDED_MODEL else "article")
+            recipe = _recipe("quick" if context.engine.model.name == EMBEDDED_MODEL else "article")
         with gr.Column(scale=8, min_width=320):
             launch = _launch()
             progress, stop, resume, smoothing, curves, log = _live()

@@ -41,6 +41,19 @@ def serious(page: Page) -> list[tuple[str, list[str]]]:
     return [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in found if each["impact"] in ("serious", "critical")]
 
 
+def model(page: Page, _shown: Shown) -> None:
+    fold = page.locator("#dd-model")
+    if not fold.get_by_label("Base model").is_visible():
+        fold.get_by_role("button", name="Model").click()
+        fold.get_by_role("button", name="More settings").click()
+    expect(fold.locator("#dd-model-takes")).to_contain_text("of weights")
+    expect(fold.get_by_label("GPU memory")).to_be_visible()
+    fold.get_by_label("GPU memory").fill("-1")
+    fold.get_by_role("button", name="Load", exact=True).click()
+    expect(fold.locator("#dd-model-notice")).to_contain_text("Not loaded")
+    expect(fold.locator(".dd-field.dd-wrong")).to_be_visible()
+
+
 def dataset(page: Page, _shown: Shown) -> None:
     panel = open_tab(page, "Dataset")
     expect(panel.locator(".dd-checks")).to_be_visible(timeout=60_000)
@@ -112,7 +125,7 @@ def studies(page: Page, _shown: Shown) -> None:
     expect(panel.get_by_role("button", name="Delete for good")).to_be_visible(timeout=20_000)
 
 
-OPENED = (dataset, dataset_from_file, dataset_from_hub, train, compare, runs, studies)
+OPENED = (model, dataset, dataset_from_file, dataset_from_hub, train, compare, runs, studies)
 
 
 def fits(page: Page, where: str) -> None:

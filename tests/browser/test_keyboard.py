@@ -65,6 +65,25 @@ def go(page: Page, shown: Shown, name: str) -> None:
     expect(tab).to_have_attribute("aria-selected", "true")
 
 
+def test_a_model_is_chosen_and_loaded(page: Page, shown: Shown) -> None:
+    page.goto(shown.url)
+    fold = page.locator("#dd-model")
+    expect(fold).to_be_visible(timeout=20_000)
+    reach(page, fold.get_by_role("button", name="Model"))
+    page.keyboard.press("Enter")
+    name = fold.get_by_label("Base model")
+    expect(name).to_be_visible()
+    reach(page, name)
+    page.keyboard.press("Control+a")
+    page.keyboard.type("owner/model")
+    page.keyboard.press("Enter")
+    reach(page, fold.get_by_role("button", name="Load", exact=True))
+    page.keyboard.press("Enter")
+    expect(page.locator("#dd-model-notice")).to_contain_text("Loaded owner/model", timeout=20_000)
+    expect(page.locator("#dd-engine")).to_contain_text("Ready: owner/model", timeout=20_000)
+    assert [each.name for each in shown.engine.loaded] == ["owner/model"]
+
+
 def test_a_row_is_searched_and_opened(page: Page, shown: Shown) -> None:
     go(page, shown, "Dataset")
     expect(page.locator(".dd-where")).to_have_text("1 to 12 of 500 rows", timeout=60_000)

@@ -1,5 +1,7 @@
 """The page's end of the engine: what comes out of `follow`, what a death looks like, and that nothing is left behind."""
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -275,6 +277,50 @@ def test_a_model_that_cannot_be_loaded_leaves_the_one_before(client: EngineClien
     client.load(ModelConfig(name="another"))
     assert client.model.name == "another"
     assert until(lambda: client.state.message == "Loaded another")
+
+
+def test_the_chosen_model_comes_back_after_a_death(client: EngineClient) -> None:
+    client.start()
+    assert ready(client)
+    client.load(ModelConfig(name="another"))
+    with pytest.raises(EngineError):
+        ask(client, "kill")
+    assert until(lambda: client.state.message == "Loaded another")
+
+
+def test_while_a_model_comes_no_other_and_no_work_for_the_former_is_taken(client: EngineClient) -> None:
+    client.start()
+    assert ready(client)
+    assert client.pid
+    run, study = new_run(client), created(client.data_dir, 2)
+    for left in (run, study):
+        left.set_status(state="interrupted")
+    os.kill(client.pid, signal.SIGSTOP)
+    coming = threading.Thread(target=client.load, args=[ModelConfig(name="another")])
+    coming.start()
+    assert until(lambda: client.loading == "another")
+    for work in (lambda: client.load(ModelConfig(name="third")), lambda: client.finetune(run.id), lambda: client.prepare(study.id)):
+        with pytest.raises(EngineError, match="another is being loaded"):
+            work()
+    os.kill(client.pid, signal.SIGCONT)
+    coming.join(timeout=20)
+    assert (client.model.name, client.loading, run.state, study.state) == ("another", "", "interrupted", "interrupted")
+    client.finetune(run.id)
+
+
+def test_what_works_with_the_loaded_model_keeps_it(client: EngineClient) -> None:
+    client.start()
+    assert ready(client)
+    run = new_run(client)
+    with pytest.raises(EngineError, match=f"Run {run.name} is training"):
+        client.load(ModelConfig(name="another"))
+    run.set_status(state="finished")
+    study = claimed(client)
+    with pytest.raises(EngineError, match=f"answers of {study.name} are being prepared"):
+        client.load(ModelConfig(name="another"))
+    study.set_status(state="open")
+    client.load(ModelConfig(name="another"))
+    assert client.model.name == "another"
 
 
 def test_closing_lets_the_engine_end_by_itself_and_soon(client: EngineClient) -> None:

@@ -206,6 +206,7 @@ def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     with EngineClient(tmp_path / "data", ModelConfig(name="/no/such/model")) as client:
         assert until(lambda: client.state.phase == "failed")
         assert "/no/such/model could not be loaded" in client.state.message
+        assert "Choose another model under Model at the top of the page" in client.state.message
 
 
 def test_the_page_killed_takes_the_engine_with_it(tmp_path: Path, endless: Path) -> None:

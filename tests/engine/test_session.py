@@ -1,5 +1,6 @@
 """A session: one model, its runs and comparisons, and clear words where they do not belong together."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from deepdoctor.comparison import Comparison
 from deepdoctor.config import DatasetConfig, ModelConfig
 from deepdoctor.dataset import held_out_examples
 from deepdoctor.engine.fingerprint import base_weights
+from deepdoctor.engine.model import ROOM_TO_WORK, find
 from deepdoctor.engine.protocol import Compare
-from deepdoctor.engine.session import Session, known_reference
+from deepdoctor.engine.session import Session, known_reference, weight_bytes
 from deepdoctor.errors import EngineError, ModelError, ProofError, RunError
 from deepdoctor.runs import Run
 from tests.engine import tiny
@@ -93,7 +95,7 @@ def test_an_unknown_run_or_step(trained: tuple[Session, Run]) -> None:
 def test_a_run_of_another_model_is_refused(trained: tuple[Session, Run], tmp_path: Path) -> None:
     session, run = trained
     other = tiny.open_session(session.data_dir, tiny.save_model(tmp_path / "other", seed=3))
-    with pytest.raises(ModelError, match=r"was made with .* but .*other is loaded"):
+    with pytest.raises(ModelError, match=r"was made with .* but .*other is loaded\. Load .* first, under Model at the top"):
         ask(other, run)
 
 
@@ -119,6 +121,98 @@ def test_reloading_mends_weights_that_were_tampered_with(session: Session, train
         ask(session, trained[1])
     session.load(ModelConfig(name=str(llama)))
     assert ask(session, trained[1]).finished
+
+
+class Memory:
+    """Bytes that are free, as a session asks for them: one number after the other, the last one from then on."""
+
+    def __init__(self, *told: int) -> None:
+        self.left = list(told)
+
+    def __call__(self, _most_gib: float | None = None) -> int:
+        return self.left.pop(0) if len(self.left) > 1 else self.left[0]
+
+
+def damaged(folder: Path) -> Path:
+    """A model whose weights only prove not to fit its configuration when they are loaded."""
+    tiny.save_model(folder, seed=5)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+    return folder
+
+
+def needed(folder: Path) -> int:
+    return find(ModelConfig(name=str(folder))).bytes_to_load
+
+
+def tight(session: Session, run: Run, *free: int) -> None:
+    """From now on so many bytes are free, one number for each time that the session asks. The run can be compared with."""
+    shutil.copytree(run.path, session.runs.root / run.id)
+    session.free = Memory(*free)
+
+
+PLENTY = 2**40
+
+
+def test_a_model_that_needed_room_and_failed_leaves_the_former_answering(
+    session: Session, trained: tuple[Session, Run], tmp_path: Path
+) -> None:
+    bad, before = damaged(tmp_path / "bad"), tiny.model_of(session)
+    tight(session, trained[1], needed(bad) - 1, needed(bad) - 1, PLENTY)
+    told: list[str] = []
+    with pytest.raises(ModelError, match=rf"bad is damaged: it lacks .* Fetch it again; {before.config.name} was loaded again\.$"):
+        session.load(ModelConfig(name=str(bad)), lambda words, _fraction: told.append(words))
+    assert told.index("Making room for the new model") < told.index(f"Loading {before.config.name} again")
+    again = tiny.model_of(session)
+    assert again is not before
+    assert (again.info.base_hash, again.config) == (before.info.base_hash, before.config)
+    made = ask(session, trained[1])
+    assert made.proof is not None
+    assert made.proof.problems() == []
+    assert made.tuned.text == ask(*trained).tuned.text
+
+
+def test_room_is_made_only_where_it_is_needed_and_helps(session: Session, llama: Path, tmp_path: Path) -> None:
+    other, first = ModelConfig(name=str(tiny.save_model(tmp_path / "other", "qwen3"))), tiny.model_of(session)
+    size, told = find(other).bytes_to_load, []
+    session.free = Memory(size - 1, size - 1, PLENTY)
+    session.load(other, lambda words, _fraction: told.append(words))
+    assert "Making room for the new model" in told
+    session.free = Memory(PLENTY)
+    told.clear()
+    session.load(ModelConfig(name=str(llama)), lambda words, _fraction: told.append(words))
+    assert "Making room for the new model" not in told
+    assert tiny.model_of(session).info.base_hash == first.info.base_hash
+
+
+def test_a_model_that_can_never_fit_is_refused_with_both_numbers_before_anything_is_given_up(session: Session, tmp_path: Path) -> None:
+    large, before = tiny.save_model(tmp_path / "large", hidden_size=512, intermediate_size=2048, vocab_size=60_000), tiny.model_of(session)
+    session.free = Memory(2**27)
+    assert needed(large) > 2**27 + weight_bytes(before)
+    with pytest.raises(
+        ModelError, match=r"large needs about 0\.[45] GiB of memory in float32, but only 0\.1 GiB are free\. Choose a smaller"
+    ):
+        session.load(ModelConfig(name=str(large)))
+    assert session.loaded is before
+
+
+def test_a_first_model_that_does_not_fit_is_refused(llama: Path, tmp_path: Path) -> None:
+    session = Session(tmp_path, Memory(ROOM_TO_WORK))
+    with pytest.raises(ModelError, match=r"needs about 0\.3 GiB of memory in float32, but only 0\.2 GiB are free"):
+        session.load(ModelConfig(name=str(llama)))
+    assert session.loaded is None
+
+
+def test_a_former_model_that_is_gone_too_is_told(session: Session, llama: Path, tmp_path: Path) -> None:
+    former, bad = tmp_path / "former", damaged(tmp_path / "bad")
+    shutil.copytree(llama, former)
+    session.load(ModelConfig(name=str(former)))
+    shutil.rmtree(former)
+    session.free = Memory(needed(bad) - 1, needed(bad) - 1, PLENTY)
+    with pytest.raises(ModelError, match=r"bad is damaged: .*\. The model .*former could not be loaded"):
+        session.load(ModelConfig(name=str(bad)))
+    assert session.loaded is None
+    assert session.load(ModelConfig(name=str(llama)))
 
 
 def test_out_of_memory_is_told_with_what_to_do(session: Session, dataset: DatasetConfig) -> None:

@@ -67,9 +67,9 @@ TUNED_TEXT = (
 class FakeEngine(EngineClient):
     """An engine client without an engine: it says what it was fed, in order, and remembers what it was asked.
 
-    `feed` queues the answer to one comparison, `feed_export` to one export; an error among the items is raised. `asked`, `trained`,
-    `exported`, `loaded`, `stopped` and `prepared` list the requests; `refusal`, if set, is raised by `prepare`. `state` can be set.
-    `pace` is the pause in seconds before each item, `linger` the one after a comparison's last.
+    `feed` queues the answer to one comparison, `feed_export` to one export; an error among the items is raised, as is what `feed_load`
+    is given. `asked`, `trained`, `exported`, `loaded`, `stopped` and `prepared` list the requests; `refusal`, if set, is raised by
+    `prepare`. `state` can be set. `pace` is the pause in seconds before each item, `linger` the one after a comparison's last.
     """
 
     def __init__(self, data_dir: Path, state: EngineState = READY, pace: float = 0.0) -> None:
@@ -86,6 +86,7 @@ class FakeEngine(EngineClient):
         self.prepared: list[str] = []
         self.preparing_stops = 0
         self.refusal: EngineError | None = None
+        self._refused_loads: deque[DeepDoctorError] = deque()
         self._scripts: deque[list[Comparison | str | DeepDoctorError]] = deque()
         self._exports: deque[list[str | Path | DeepDoctorError]] = deque()
         self._following: dict[int, list[Comparison | str | DeepDoctorError]] = {}
@@ -107,6 +108,10 @@ class FakeEngine(EngineClient):
         """Queue what the next export is to yield: progress lines, then the folder; or an error to raise."""
         self._exports.append(list(items))
 
+    def feed_load(self, error: DeepDoctorError) -> None:
+        """Queue what the next load is to raise."""
+        self._refused_loads.append(error)
+
     def start(self) -> None:
         """Nothing to start."""
 
@@ -114,9 +119,16 @@ class FakeEngine(EngineClient):
         """Nothing to end."""
 
     def load(self, model: ModelConfig) -> None:
-        """Remember the model."""
+        """Remember the model and be ready with it. Raises EngineError as the real client does, or the error that was fed."""
+        self.require_free_to_load()
         self.loaded.append(model)
+        self._loading = model.name
+        time.sleep(self.pace)
+        self._loading = ""
+        if self._refused_loads:
+            raise self._refused_loads.popleft()
         self.model = model
+        self._state = replace(self._state, model=replace(self._state.model or NANO, name=model.name))
 
     def compare(self, request: Compare) -> int:
         """Remember the request and give the next script to its number. Raises EngineError if nothing was fed."""

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # All that only reads, draws, or asks a question. What is new on the page belongs here or to GATED; if in doubt, to GATED.
 OPEN = {
     *("page.current_engine_line", "page.refreshed_engine_line", "page.select_linked_tab", "AccessEvents.told"),
+    *("ModelEvents.current", "ModelEvents.follow", "ModelEvents.takes"),
     *("LoginButton._check_login_status", "Handlers.saved", "dataset_tab._parts_for", "dataset_tab._wire_rows.<locals>.<lambda>"),
     # reads the bundled rows, the usual Hub dataset and uploads for everyone, other Hub datasets for those who may train
     "DatasetEvents.load",

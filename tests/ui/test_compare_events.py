@@ -10,7 +10,7 @@ import pytest
 
 from deepdoctor.config import DatasetConfig, ModelConfig, SamplingConfig, preset
 from deepdoctor.engine.protocol import EngineState
-from deepdoctor.errors import EngineError, ProofError
+from deepdoctor.errors import EngineError, ModelError, ProofError
 from deepdoctor.ui.compare_events import FINAL, HIDE_REFERENCE, SHOW_REFERENCE, Handlers, limited, toggle_reference
 from deepdoctor.ui.findings import findings
 from deepdoctor.ui.form import build_form
@@ -177,11 +177,11 @@ def test_at_most_ten_snapshots_a_second_reach_the_page_and_never_fewer_than_the_
 
 
 def test_without_a_run_the_form_gives_way_to_the_empty_state_until_one_is_trained(handlers, context):
-    fingerprint, empty, form, runs, steps, _style, _busy = handlers.refresh(None, None, None)
+    fingerprint, empty, form, runs, steps, *_ = handlers.refresh(None, None, None)
     assert (empty["visible"], form["visible"], runs["choices"], steps["value"]) == (True, False, [], None)
     assert handlers.refresh_if_new(None, None, None, fingerprint) == gr.skip()
     run = fake_run(context.settings.data_dir, name="first")
-    _fingerprint, empty, form, runs, steps, _style, _busy = handlers.refresh_if_new(None, None, None, fingerprint)
+    _fingerprint, empty, form, runs, steps, *_ = handlers.refresh_if_new(None, None, None, fingerprint)
     assert (empty["visible"], form["visible"]) == (False, True)
     assert runs["choices"] == [("first · finished at step 60", run.id)]
     assert runs["value"] == run.id
@@ -189,7 +189,7 @@ def test_without_a_run_the_form_gives_way_to_the_empty_state_until_one_is_traine
     assert steps["value"] == FINAL
 
 
-def test_refreshing_keeps_what_is_chosen_and_leaves_out_what_does_not_fit(handlers, context):
+def test_refreshing_keeps_what_is_chosen_and_puts_runs_of_another_base_last(handlers, context):
     mine = fake_run(context.settings.data_dir, name="mine", state="stopped", steps=(20,))
     fake_run(context.settings.data_dir, name="no adapter yet", state="running", steps=())
     other = context.runs.create(ModelConfig(name="org/other"), mine.dataset, mine.finetune, "other base")
@@ -200,10 +200,17 @@ def test_refreshing_keeps_what_is_chosen_and_leaves_out_what_does_not_fit(handle
             (folder / name).write_text("{}")
     later = fake_run(context.settings.data_dir, name="later")
     choices = handlers.refresh(mine.id, 20, None)
-    assert {value for _label, value in choices[3]["choices"]} == {mine.id, later.id}
+    *own, (_label, last) = choices[3]["choices"]
+    assert ({value for _label, value in own}, last) == ({mine.id, later.id}, other.id)
+    assert choices[3]["choices"][-1][0].endswith("needs other")
     assert (choices[3]["value"], choices[4]["value"]) == (mine.id, 20)
     assert choices[5] == gr.skip()
-    assert handlers.steps_of(mine.id)[0]["choices"] == [("Step 20", 20)]
+    steps, style, needs, load, told = handlers.steps_of(mine.id)
+    assert style == "article"
+    assert steps["choices"] == [("Step 20", 20)]
+    assert not needs["visible"]
+    assert not load["visible"]
+    assert told == ""
 
 
 def test_a_run_that_is_chosen_brings_the_prompt_style_that_it_was_tuned_with(handlers, context):
@@ -214,6 +221,42 @@ def test_a_run_that_is_chosen_brings_the_prompt_style_that_it_was_tuned_with(han
     assert handlers.refresh(None, None, None)[5] == "native"
     assert handlers.steps_of(run.id)[1] == "native"
     assert handlers.steps_of(None)[1] == gr.skip()
+
+
+def run_of(context, model, name="other base"):
+    """A finished run made with another base model."""
+    run = fake_run(context.settings.data_dir, name=name)
+    config = json.loads((run.path / "config.json").read_text())
+    config["model"]["name"] = model
+    (run.path / "config.json").write_text(json.dumps(config))
+    return context.runs.get(run.id)
+
+
+def test_a_run_of_another_base_says_which_it_needs_and_loads_it(handlers, context):
+    other = run_of(context, "org/<b>other</b>")
+    _fingerprint, empty, form, run, _step, _style, _busy, needs, load = handlers.refresh(None, None, None)
+    assert (empty["visible"], form["visible"], run["value"]) == (False, True, other.id)
+    assert needs["visible"]
+    assert "was made with org/&lt;b&gt;other&lt;/b&gt;, but nano is in use" in needs["value"]
+    assert load["visible"]
+    with pytest.raises(gr.Error, match=r"Load org/.*under Model at the top of the page"):
+        next(ask(handlers, other))
+    before = handlers.fingerprint(None)
+    *_, last = handlers.load_needed(None, other.id)
+    assert "Loaded org/&lt;b&gt;other" in last
+    assert context.engine.loaded == [other.model]
+    assert handlers.fingerprint(None) != before
+    assert not handlers.refresh(other.id, FINAL, None)[-1]["visible"]
+
+
+def test_a_needed_model_that_cannot_be_loaded_is_told_in_place(handlers, context):
+    other = run_of(context, "org/other")
+    context.engine.feed_load(ModelError("There is no model org/other on the Hub."))
+    told = handlers.load_needed(None, other.id)
+    assert "Loading org/other" in next(told)
+    assert "There is no model org/other on the Hub. nano is still loaded." in next(told)
+    with pytest.raises(gr.Error):
+        next(told)
 
 
 def test_what_the_engine_does_is_said_before_one_asks(handlers, context):

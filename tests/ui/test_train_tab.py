@@ -1,9 +1,11 @@
 """The train tab's handlers over a fed engine and real run folders."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import gradio as gr
@@ -87,6 +89,18 @@ def test_the_tab_builds(context: Context) -> None:
 
     labels = {getattr(block, "label", None) for block in in_event_loop(made).blocks.values()}
     assert {"Steps", "Learning rate", "Name of the run", "Smoothing"} <= labels
+
+
+def test_no_run_is_started_while_another_model_comes(context: Context, events: TrainEvents, dataset: dict[str, object]) -> None:
+    engine(context).pace = 1.0
+    coming = Thread(target=context.engine.load, args=[ModelConfig(name="owner/other")])
+    coming.start()
+    while not context.engine.loading:
+        time.sleep(0.01)
+    assert "owner/other is being loaded" in refusal(events.start(None, dataset, "quick", "", *values(events)))
+    coming.join()
+    assert context.runs.list() == []
+    assert "Started" in start(events, dataset)[0]
 
 
 def test_a_preset_fills_the_form(events: TrainEvents) -> None:
