@@ -29,7 +29,12 @@ def contents(root: Path = ROOT) -> list[Path]:
     missing = [name for name in TOP if not (root / name).is_file()]
     if missing:
         raise ConfigError(f"{root} has no {missing[0]}. A Space is made from a copy of the whole repository; start this there.")
-    wanted |= {Path(link) for link in LINK.findall((root / "README.md").read_text(encoding="utf-8")) if (root / link).is_file()}
+    read = [Path("README.md")]
+    for page in read:  # grows while it is gone through: what a linked page links to must be there too
+        links = {page.parent / link for link in LINK.findall((root / page).read_text(encoding="utf-8"))}
+        found = {link for link in links if (root / link).is_file() and ".." not in link.parts} - wanted
+        wanted |= found
+        read += sorted(link for link in found if link.suffix == ".md")
     package = (path.relative_to(root) for path in (root / "deepdoctor").rglob("*") if path.is_file())
     wanted |= {path for path in package if not any(part.startswith((".", "__pycache__")) for part in path.parts)}
     for path in wanted:

@@ -19,7 +19,7 @@ from deepdoctor.errors import ConfigError
 from tests.loopback_hub import LoopbackHub
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACES = {"app.py", "requirements.txt", "README.md", "LICENSE", "CONTRIBUTING.md", "deepdoctor", "docs", "benchmarks"}
+PLACES = {"app.py", "requirements.txt", "README.md", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md", "deepdoctor", "docs", "benchmarks"}
 # huggingface_hub sends files to LFS in a way that httpx is about to give up
 SENDS_FILES = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
@@ -36,7 +36,10 @@ def test_the_folder_holds_what_a_space_needs_and_nothing_else(folder: Path) -> N
     held = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {"app.py", "requirements.txt", "README.md", "LICENSE", "deepdoctor/nano/model/model.safetensors"} <= held
     assert {path.split("/")[0] for path in held} <= PLACES
-    assert {path for path in held if path.startswith("docs/")} == {path for path in held if re.fullmatch(r"docs/images/\w+\.png", path)}
+    shown = {path for path in held if re.fullmatch(r"docs/(images/\w+\.png|references/.*)", path)}
+    assert {path for path in held if path.startswith("docs/")} == shown
+    linked = re.findall(r"\]\(([^)#:]+)\)", (folder / "docs/references/README.md").read_text(encoding="utf-8"))
+    assert {f"docs/references/{name}" for name in linked} <= held
     assert not [path for path in held if "__pycache__" in path or "/." in path or path.endswith((".pyc", ".log"))]
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "deepdoctor").rglob("*.py")}
     assert {path for path in held if path.endswith(".py")} == modules | {"app.py"}

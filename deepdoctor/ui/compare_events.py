@@ -19,13 +19,13 @@ from deepdoctor.errors import AccessError, ConfigError, DeepDoctorError, ModelEr
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
 from deepdoctor.ui import history, transcript
+from deepdoctor.ui.choices import FINAL, run_label, short_name, step_choices
 from deepdoctor.ui.components import escape, note, user_errors
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.findings import findings
 from deepdoctor.ui.form import Form
 from deepdoctor.ui.model_events import loading
 
-FINAL = "final"
 SNAPSHOTS_PER_SECOND = 10
 Profile = gr.OAuthProfile | None
 HELD = (
@@ -265,33 +265,6 @@ def hidden_values() -> tuple[Any, ...]:
     """What `Shown.finished` holds beside the panels while nothing is finished."""
     hidden = gr.update(visible=False)
     return hidden, "", "", gr.update(value=None), hidden, gr.update(value="", visible=False), None
-
-
-def short_name(model: str) -> str:
-    """A model's name without its owner or folder."""
-    return model.rstrip("/").rpartition("/")[2] or model
-
-
-def run_label(run: Run) -> str:
-    """How a run is called where one is chosen."""
-    status = run.status
-    return f"{run.name} · {status['state']} at step {status.get('step', 0)}"
-
-
-def step_choices(run: Run) -> list[tuple[str, Any]]:
-    """What of a run can be the tuned side: its final adapter and its checkpoints, newest first; [] if it has none yet."""
-    final = [("Final adapter", FINAL)] if (run.path / "adapter" / "complete.json").exists() else []
-    return [*final, *((f"Step {step}", step) for step in reversed(run.checkpoints()))]
-
-
-def run_updates(runs: list[Run]) -> list[Any]:
-    """Run and checkpoint to choose from, the newest run chosen."""
-    steps = step_choices(runs[0]) if runs else []
-    choices = [(run_label(run), run.id) for run in runs]
-    return [
-        gr.update(choices=choices, value=runs[0].id if runs else None),
-        gr.update(choices=steps, value=steps[0][1] if steps else None),
-    ]
 
 
 def limited(items: Iterator[Comparison | str]) -> Generator[Comparison | str, None, None]:

@@ -18,7 +18,7 @@ from deepdoctor.studies.progress import damage, damage_of, losses_of, progress
 from deepdoctor.studies.questions import BankQuestion
 from deepdoctor.studies.study import Study
 from deepdoctor.ui import study_view
-from deepdoctor.ui.compare_events import FINAL, run_updates, step_choices
+from deepdoctor.ui.choices import FINAL, run_updates, step_choices
 from deepdoctor.ui.components import note, user_errors
 from deepdoctor.ui.context import Context, name_of
 from deepdoctor.ui.form import Form, problems_of

@@ -11,12 +11,14 @@ import pytest
 from deepdoctor.config import DatasetConfig, ModelConfig, SamplingConfig, preset
 from deepdoctor.engine.protocol import EngineState
 from deepdoctor.errors import EngineError, ModelError, ProofError
-from deepdoctor.ui.compare_events import FINAL, HIDE_REFERENCE, SHOW_REFERENCE, Handlers, limited, toggle_reference
+from deepdoctor.ui.choices import FINAL
+from deepdoctor.ui.compare_events import HIDE_REFERENCE, SHOW_REFERENCE, Handlers, limited, toggle_reference
 from deepdoctor.ui.findings import findings
 from deepdoctor.ui.form import build_form
 from tests.studies.prepared import prepared
 from tests.ui.fakes import NANO, PROOF, QUESTION, READY, fake_comparison, fake_context, fake_run, growing, in_event_loop, stopped
 
+BUSY = 6  # its place in what `refresh` gives
 SAMPLING = (0.6, 0.95, 0, 0.0, 1.0, 1200, 3407)
 # Places in what `answers` yields.
 NUMBER, COMPARE, STOP, PAIR, AFTER, FINDINGS, LINK, DOWNLOAD, REFERENCE_BUTTON, REFERENCE, COMPARISON = range(11)
@@ -271,12 +273,12 @@ def test_what_the_engine_does_is_said_before_one_asks(handlers, context):
 
 def test_a_model_that_is_not_decoded_in_pairs_is_told_to_whoever_asks(handlers, context):
     fingerprint = handlers.fingerprint(None)
-    assert handlers.refresh(None, None, None)[-1] == gr.update(value="", visible=False)
+    assert handlers.refresh(None, None, None)[BUSY] == gr.update(value="", visible=False)
     model = replace(NANO, name="owner/<b>Mistral</b>", decoding="it attends through a sliding window")
     context.engine.state = replace(READY, model=model)
     assert handlers.fingerprint(None) != fingerprint, "it is shown as soon as the model is there"
     for number in (None, 7):
-        told = handlers.refresh(None, None, number)[-1]
+        told = handlers.refresh(None, None, number)[BUSY]
         assert told["visible"]
         assert "owner/&lt;b&gt;Mistral&lt;/b&gt; is not decoded in pairs: base and tuned are written one after the other." in told["value"]
         assert "Why: it attends through a sliding window." in told["value"]

@@ -1,0 +1,36 @@
+"""Runs and checkpoints as choices: what of a run can be the tuned side, and how it is called."""
+
+from typing import Any
+
+import gradio as gr
+
+from deepdoctor.runs import Run
+
+FINAL = "final"
+
+
+def short_name(model: str) -> str:
+    """A model's name without its owner or folder."""
+    return model.rstrip("/").rpartition("/")[2] or model
+
+
+def run_label(run: Run) -> str:
+    """How a run is called where one is chosen."""
+    status = run.status
+    return f"{run.name} · {status['state']} at step {status.get('step', 0)}"
+
+
+def step_choices(run: Run) -> list[tuple[str, Any]]:
+    """What of a run can be the tuned side: its final adapter and its checkpoints, newest first; [] if it has none yet."""
+    final = [("Final adapter", FINAL)] if (run.path / "adapter" / "complete.json").exists() else []
+    return [*final, *((f"Step {step}", step) for step in reversed(run.checkpoints()))]
+
+
+def run_updates(runs: list[Run]) -> list[Any]:
+    """Run and checkpoint to choose from, the newest run chosen."""
+    steps = step_choices(runs[0]) if runs else []
+    choices = [(run_label(run), run.id) for run in runs]
+    return [
+        gr.update(choices=choices, value=runs[0].id if runs else None),
+        gr.update(choices=steps, value=steps[0][1] if steps else None),
+    ]
