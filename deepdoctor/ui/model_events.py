@@ -17,7 +17,7 @@ from deepdoctor.ui.context import Context, name_of
 from deepdoctor.ui.form import Form, problems_of
 
 GIB = 2**30
-NANO_BILLIONS = 0.0042
+NANO_BILLIONS = 0.0049
 CHOICES = [("deepdoctor-nano, embedded in the app", EMBEDDED_MODEL), *((each.label, each.name) for each in KNOWN)]
 BITS = {"float32": "32 bits", "bfloat16": "16 bits", "float16": "16 bits", "4bit": "4 bits"}
 BYTES = {"32 bits": 4.0, "16 bits": 2.0, "4 bits": FOUR_BIT_BYTES}

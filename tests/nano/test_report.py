@@ -1,10 +1,15 @@
 """The report's measures on transcripts written by hand, and its aims at their borders."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from deepdoctor.comparison import Transcript
+from deepdoctor.config import DatasetConfig, ModelConfig, preset
 from deepdoctor.dataset import Example, HeldOutCase
-from deepdoctor.nano.report import AIMS, as_text, by_kind, judged, measured, names_key_term
+from deepdoctor.engine.session import Session
+from deepdoctor.nano.report import AIMS, as_text, by_kind, judged, main, measured, names_key_term
 
 BULLETS = "Thought.\n</think>\n**Diagnosis**\n- Gout\n- Because of the big toe"
 PARAGRAPH = "Thought.\n</think>\nThis man most likely has GOUT. It hurts."
@@ -77,3 +82,22 @@ def test_the_table_says_what_was_not_reached() -> None:
     line = next(line for line in text.splitlines() if line.startswith("median reasoning tokens"))
     assert line.split()[3:6] == ["100", "80", "no"]
     assert "diagnosis" in text.splitlines()[-1]
+
+
+def test_a_run_is_measured_on_held_out_rows_and_printed_as_one_json_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    session = Session(tmp_path)
+    session.load(ModelConfig())
+    recipe = preset("quick").changed(max_steps=2, warmup_steps=0, held_out_rows=2, eval_steps=0, probe_steps=0, batch_size=2)
+    run = session.runs.create(ModelConfig(), DatasetConfig(), recipe)
+    session.finetune(run.id)
+    assert main(["--json", "--rows", "4", "--run", run.id, "--data-dir", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["run"], found["rows"], len(found["transcripts"])) == (run.id, 4, 4)
+    figures = {figure["name"]: figure for figure in found["figures"]}
+    assert set(figures) == set(AIMS)
+    assert (figures["bullets"]["base"], figures["one_paragraph"]["base"]) == (1.0, 0.0), "nano writes in the base voice before tuning"
+    for row in found["transcripts"]:
+        assert row["base"]["finish_reason"] == "stop"
+    assert sum(kind["rows"] for kind in found["by_kind"].values()) == 4
+    assert main(["--json", "--run", "nothing", "--data-dir", str(tmp_path)]) == 2
+    assert "nothing" in json.loads(capsys.readouterr().out)["error"]

@@ -202,7 +202,7 @@ T4, L4, H200 = (
 )
 # model, precision, most GiB, engine's device: words, and whether they warn
 TAKES = {
-    "nano on a CPU": ("nano", "auto", None, NANO, "About 16 MiB of weights in 32 bits. This machine has 8.0 GiB.", ""),
+    "nano on a CPU": ("nano", "auto", None, NANO, "About 19 MiB of weights in 32 bits. This machine has 8.0 GiB.", ""),
     "8B, engine not there yet": (B8, "auto", None, None, "About 14.9 GiB of weights in 16 bits. Its files, about 16 GB", ""),
     "8B on a CPU": (
         B8,
@@ -235,7 +235,7 @@ TAKES = {
     "8B, 15 GiB allowed": (B8, "auto", 15.0, H200, "About 4.5 GiB of weights in 4 bits. Of the GPU it may use 15.0 GiB", ""),
     "70B on an H200": (B70, "4bit", None, H200, "About 39.5 GiB of weights in 4 bits. The GPU has 139.8 GiB. Its files, about 141 GB", ""),
     "70B on an L4": (B70, "auto", None, L4, "in 4 bits. The GPU has 22.0 GiB: too little. Choose a smaller model.$", "warn"),
-    "nano on a GPU": ("nano", "auto", None, H200, "About 16 MiB of weights in 32 bits. The GPU has 139.8 GiB.", ""),
+    "nano on a GPU": ("nano", "auto", None, H200, "About 19 MiB of weights in 32 bits. The GPU has 139.8 GiB.", ""),
     "not in the catalogue": ("owner/model", "auto", None, L4, "A parameter takes 4 bytes.* The GPU has 22.0 GiB", ""),
     "not in the catalogue, no engine": ("owner/model", "auto", None, None, "good half in 4 bits. Files are downloaded", ""),
 }
