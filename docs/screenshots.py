@@ -66,6 +66,7 @@ def open_tab(page: Page, name: str) -> None:
 
 def train(page: Page, name: str, learning_rate: str | None, picture: Path | None = None) -> None:
     """Train a run with the quick preset, with a picture when two thirds are done; waits for its end."""
+    page.reload()  # the form keeps what was filled in for the run before
     open_tab(page, "Train")
     expect(page.locator(".dd-launch .dd-stats")).to_be_visible(timeout=MINUTE)
     page.get_by_label("Name of the run").fill(name)
