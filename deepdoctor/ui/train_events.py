@@ -15,7 +15,7 @@ from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import ConfigError, DatasetError, EngineError, RunError
 from deepdoctor.plan import QUICK_SECONDS, plan, roughly
 from deepdoctor.prompts import style_named
-from deepdoctor.runs import RESUMABLE, Run, changed_files
+from deepdoctor.runs import LIVE_FILES, RESUMABLE, Run, changed_files
 from deepdoctor.ui import run_view
 from deepdoctor.ui.components import empty_state, note, told_in_place, user_errors
 from deepdoctor.ui.context import Context, name_of
@@ -25,8 +25,6 @@ from deepdoctor.ui.loaded import Loaded, Recent
 NOTHING_SEEN: tuple[Any, ...] = ()
 ACTIVE = ("queued", "running")
 OWN = "own"
-# which outputs of `draw` (curves, probe answers, log) are sent again only when one of these has changed
-REDRAWN = {3: {"metrics.jsonl", "config.json"}, 5: {"probes.jsonl", "config.json", ""}, 6: {"train.log"}}
 PROBES_HELD = "Answers to a question of a study are not shown until it is closed: its raters must not know what the tuned model writes."
 PRESET_WORDS = {
     "article": "The source article's recipe: 60 steps of 8 rows, rank 16, over the whole text. "
@@ -183,45 +181,44 @@ class TrainEvents:
         return self.context.runs.active() or next(iter(self.context.runs.list()), None)
 
     def tick(self, seen: tuple[Any, ...], smoothing: str, at: float, profile: gr.OAuthProfile | None = None) -> Any:
-        """`draw`, or nothing if this viewer has seen all there is. `seen` is (run id, fingerprint, last probed step, whether active)."""
+        """What of `draw` is new, if anything is. `seen` is (run id, fingerprint, last probed step, whether active)."""
         run = self.shown_run()
-        if (run is None and not seen) or (run is not None and seen and (run.id, self._print(run, profile)) == tuple(seen[:2])):
+        if (run is None and not seen) or (run is not None and seen and (run.id, _print(run, self._held(run, profile))) == tuple(seen[:2])):
             return gr.skip()
-        drawn = self.draw(seen, smoothing, at, profile)
-        if run is not None and seen and (run.id, drawn[-1][3]) == (seen[0], seen[3]):
-            changed = changed_files(seen[1], drawn[-1][1])
-            for place, files in REDRAWN.items():
-                drawn[place] = drawn[place] if changed & files else gr.skip()
-        return drawn
+        return self.draw(seen, smoothing, at, profile, only_new=True)
 
     def _held(self, run: Run, profile: gr.OAuthProfile | None) -> set[str]:
         """The run's probe questions whose answers a study keeps from this visitor."""
-        return self.context.held_from(profile, [str(answer["question"]) for answer in run.probes()])
+        return self.context.held_from(profile, _asked(run))
 
-    def _print(self, run: Run, profile: gr.OAuthProfile | None) -> tuple[Any, ...]:
-        return (*run.fingerprint(), *sorted(self._held(run, profile)))
+    def draw(
+        self, seen: tuple[Any, ...], smoothing: str, at: float, profile: gr.OAuthProfile | None = None, only_new: bool = False
+    ) -> list[Any]:
+        """Outputs: progress, stop, resume, curves, slider over probed steps, probe answers, log, notice, seen.
 
-    def draw(self, seen: tuple[Any, ...], smoothing: str, at: float, profile: gr.OAuthProfile | None = None) -> list[Any]:
-        """Outputs: progress, stop, resume, curves, slider over probed steps, probe answers, log, notice, seen."""
+        only_new: curves, probe answers and log are left as they are if nothing they are drawn from has changed.
+        """
         run = self.shown_run()
         if run is None:
             hidden = gr.update(visible=False)
             return [run_view.no_run(), hidden, hidden, "", hidden, run_view.probes([], 0), "", gr.skip(), NOTHING_SEEN]
-        rows, answers, status = run.curve(), run.probes(), run.status
-        steps, active = run_view.probe_steps(answers), status["state"] in ACTIVE
+        rows, answers, status, held = run.curve(), run.probes(), run.status, self._held(run, profile)
+        steps, active, now = run_view.probe_steps(answers), status["state"] in ACTIVE, _print(run, held)
         last = steps[-1] if steps else 0
-        _, _, known, was_active = seen if seen and seen[0] == run.id else (None, None, None, False)
+        _, before, known, was_active = seen if seen and seen[0] == run.id else (None, None, None, False)
         chosen = last if known is None or at >= known else int(at)
+        same = only_new and before is not None and was_active == active
+        new = changed_files(before, now) if same else set(LIVE_FILES)
         return [
             run_view.progress(run, rows),
             gr.update(visible=active),
             gr.update(visible=status["state"] in RESUMABLE),
-            run_view.curves(rows, smoothing, int(status.get("steps") or 0)),
+            run_view.curves(rows, smoothing, int(status.get("steps") or 0)) if new & {"metrics.jsonl", "config.json"} else gr.skip(),
             gr.skip() if last == known else _slider(steps, chosen),
-            _probes(run, answers, chosen, self._held(run, profile)),
-            run_view.log_tail(run),
+            _probes(run, answers, chosen, held) if new & {"probes.jsonl", "config.json", ""} else gr.skip(),
+            run_view.log_tail(run) if "train.log" in new else gr.skip(),
             "" if was_active and not active else gr.skip(),
-            (run.id, self._print(run, profile), last, active),
+            (run.id, now, last, active),
         ]
 
     def step_through(self, seen: tuple[Any, ...], at: float, profile: gr.OAuthProfile | None = None) -> str:
@@ -236,6 +233,17 @@ class TrainEvents:
         model = self.context.engine.state.model
         now = model.base_hash if model else ""
         return gr.skip() if now == known else now
+
+
+def _asked(run: Run) -> Iterator[str]:
+    """The run's probe questions, read only if somebody looks at them."""
+    for answer in run.probes():
+        yield str(answer["question"])
+
+
+def _print(run: Run, held: set[str]) -> tuple[Any, ...]:
+    """Changes with whatever is drawn of a run for a visitor from whom those questions are held."""
+    return (*run.fingerprint(), *sorted(held))
 
 
 def _probes(run: Run, answers: list[dict[str, Any]], at: int, held: set[str]) -> str:
