@@ -1,13 +1,13 @@
 """A copy of studies and judgments in a private dataset on the Hub: for Spaces, whose disk is lost at every restart."""
 
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock, Timer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deepdoctor.errors import StudyError
 from deepdoctor.studies.study import Studies
@@ -15,7 +15,7 @@ from deepdoctor.studies.study import Studies
 if TYPE_CHECKING:
     from huggingface_hub import CommitScheduler, HfApi
 
-COPIED = ["judgments/*.jsonl", "studies/*.json", "studies/*.jsonl"]
+COPIED = ("judgments", "studies")
 # whether or not anything was heard of
 MINUTES = 5
 # seconds between two copies that were asked for; the Hub takes about 128 commits an hour
@@ -36,6 +36,8 @@ class Copy:
         self._waiting: Timer | None = None
         self._asked = -apart
         self._forgotten: set[str] = set()
+        # path in the copy -> its time of change, of what the last copies brought there
+        self._copied: dict[str, float] = {}
         self._made, self._failed, self._closed = 0.0, "", False
         self.scheduler = _scheduler(self, data_dir)
         # the scheduler's own first copy may come before it is ready for it, and is then left out
@@ -89,18 +91,39 @@ class Copy:
             "minute; should this machine be lost before that, this minute is lost with it."
         )
 
-    def pushed(self, push: Callable[[], Any]) -> Any:
-        """Make one copy by `push`, take away there what was deleted here, and note how that went. Raises what goes wrong."""
+    def make(self) -> None:
+        """Make one copy, take away there what was deleted here, and note how that went. Raises what goes wrong."""
         began = time.time()
         try:
-            made = push()
+            self._push()
             self._forget()
         except Exception as error:
             self._failed = _first_line(error)
             self.soon()
             raise
         self._made, self._failed = began, ""
-        return made
+
+    def _push(self) -> None:
+        """Copy what changed. A file that is deleted meanwhile is left out: the library's own push fails at it."""
+        from huggingface_hub import CommitOperationAdd
+
+        changed: dict[str, float] = {}
+        operations = []
+        for path, file in self._files():
+            with suppress(FileNotFoundError):
+                # before it is read: what is written to it meanwhile is then copied the next time
+                time_of_change = file.stat().st_mtime
+                if self._copied.get(path) != time_of_change:
+                    operations.append(CommitOperationAdd(path, file.read_bytes()))
+                    changed[path] = time_of_change
+        if operations:
+            self.api.create_commit(self.repo, operations, commit_message="Copy studies and judgments", repo_type="dataset")
+        self._copied |= changed
+
+    def _files(self) -> list[tuple[str, Path]]:
+        """What is to be copied: path in the copy, and the file."""
+        root, gone = self.studies.root.parent, self.studies.deleted()
+        return [(path, file) for path, file in _within(root) if _study_of(path) not in gone]
 
     def _forget(self) -> None:
         """Delete in the dataset what is left there of deleted studies."""
@@ -122,6 +145,13 @@ def _study_of(path: str) -> str:
     return rest.partition("/")[0] if folder == "studies" and "/" in rest else ""
 
 
+def _within(root: Path) -> list[tuple[str, Path]]:
+    """What a data folder, or a copy of one, has to be copied: path in it, and the file. What vanishes while it is listed is left out."""
+    # os.walk passes over folders that vanish; Path.glob fails at them
+    files = [Path(folder) / name for copied in COPIED for folder, _, names in os.walk(root / copied) for name in names]
+    return [(file.relative_to(root).as_posix(), file) for file in sorted(files) if file.suffix in (".json", ".jsonl")]
+
+
 def _scheduler(copy: Copy, data_dir: Path) -> "CommitScheduler":
     # imported here: only Spaces need it, and it takes time
     from huggingface_hub import CommitScheduler
@@ -129,16 +159,15 @@ def _scheduler(copy: Copy, data_dir: Path) -> "CommitScheduler":
     class Scheduler(CommitScheduler):
         """Tells its copy how it goes."""
 
-        def push_to_hub(self) -> Any:
+        def push_to_hub(self) -> None:
             """One copy, if anything changed."""
-            return copy.pushed(super().push_to_hub)
+            copy.make()
 
     return Scheduler(
         repo_id=copy.repo,
         repo_type="dataset",
         private=True,
         folder_path=data_dir,
-        allow_patterns=COPIED,
         every=MINUTES,
         hf_api=copy.api,
     )
@@ -180,16 +209,14 @@ def _first_line(error: Exception) -> str:
 
 def _bring_back(api: "HfApi", repo: str, data_dir: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        api.snapshot_download(repo, repo_type="dataset", allow_patterns=COPIED, local_dir=folder)
+        api.snapshot_download(repo, repo_type="dataset", allow_patterns=[f"{name}/*.json*" for name in COPIED], local_dir=folder)
         here, there = Studies(data_dir), Studies(Path(folder))
         # first: a copy that was not yet cleaned must not bring back what was deleted for good
         for study in sorted(there.deleted() - here.deleted()):
             here.note_deleted(study)
         gone = here.deleted()
-        for pattern in ("judgments/*.jsonl", "studies/**/*.json", "studies/**/*.jsonl"):
-            for file in Path(folder).glob(pattern):
-                path = file.relative_to(folder)
-                kept = data_dir / path
-                if not kept.exists() and _study_of(path.as_posix()) not in gone:
-                    kept.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, kept)
+        for path, file in _within(Path(folder)):
+            kept = data_dir / path
+            if not kept.exists() and _study_of(path) not in gone:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, kept)

@@ -1,7 +1,9 @@
 """The copy on the Hub: private, soon after a judgment, back on a fresh disk, and without what was deleted for good."""
 
 import os
+import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -179,3 +181,31 @@ def test_a_verdict_outlives_the_machine(tmp_path: Path, loopback_hub: LoopbackHu
         assert "Lock" in page.text, "the rater goes on where they were: at the saved verdict"
     finally:
         stop_app(again)
+
+
+def test_files_that_vanish_while_they_are_copied_are_left_out(tmp_path: Path, loopback_hub: LoopbackHub) -> None:
+    """Studies are deleted whenever somebody likes; a copy under way neither fails nor tells of them."""
+    token = loopback_hub.add_user("ada")
+    kept = prepared(tmp_path, 1)
+    copy = keep_copy(tmp_path, REPO, token, loopback_hub.url)
+    coming_and_going = tmp_path / "studies" / "passing" / "raters"
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            coming_and_going.mkdir(parents=True, exist_ok=True)
+            for number in range(30):
+                (coming_and_going / f"{number}.json").write_text("{}")
+            shutil.rmtree(coming_and_going)
+
+    others = threading.Thread(target=come_and_go)
+    others.start()
+    try:
+        for _ in range(40):
+            copy.scheduler.trigger().result(30)
+            assert not copy.failing
+    finally:
+        over.set()
+        others.join()
+        copy.close()
+    assert any(kept.id in path for path in loopback_hub.files(REPO, "dataset"))
