@@ -20,6 +20,8 @@ LARGEST_OBJECT = 256 << 20
 # a broken-off number, literal or escape is reported this close to the end of what was read
 BROKEN_OFF = 16
 _SPACE = re.compile(r"\s*")
+# what the structure of JSON is made of; a quote by itself begins a text that is broken off
+_MARK = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,"]', re.DOTALL)
 _END = object()
 
 
@@ -74,7 +76,8 @@ def read_jsonl(path: Path) -> Iterator[Row]:
             try:
                 value = json.loads(line)
             except ValueError as error:
-                raise DatasetError(f"{path.name}: line {number} is not JSON: {_reason(error)}.") from None
+                where = f"line {number}{_in_column(error, line, 0)}"
+                raise DatasetError(f"{path.name}: {where} is not JSON: {_reason(error)}.") from None
             yield _checked(value, path.name, f"line {number}")
 
 
@@ -136,7 +139,7 @@ def _array(file: IO[str], name: str) -> Iterator[Row]:
                 more = file.read(max(CHUNK, len(text) - at))
             if not more:
                 what = "the file is cut off in or after it" if broken_off else _reason(error)
-                raise DatasetError(f"{name}: row {number + 1} is not JSON: {what}.") from None
+                raise DatasetError(f"{name}: row {number + 1}{_in_column(error, text, at)} is not JSON: {what}.") from None
             text, at = text[at:] + more, 0
             continue
         if value is _END:
@@ -167,6 +170,24 @@ def _broken_off(error: ValueError, text: str) -> bool:
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or error.pos >= len(text) - BROKEN_OFF
+
+
+def _in_column(error: ValueError, text: str, at: int) -> str:
+    """", column NAME," for the column of the row beginning at `at` whose value could not be read, or nothing."""
+    depth, seen, column = 0, "", ""
+    for mark in _MARK.finditer(text, at, error.pos + 1 if isinstance(error, json.JSONDecodeError) else len(text)):
+        match mark[0]:
+            case "{" | "[":
+                depth += 1
+            case "}" | "]":
+                depth -= 1
+            case ":" | "," if depth == 1:
+                column = seen if mark[0] == ":" else ""
+            case '"':
+                break
+            case word:
+                seen = word
+    return f", column {json.loads(column)}," if column and depth else ""
 
 
 def _object_or_lines(file: IO[str], path: Path) -> Iterator[Row]:

@@ -122,11 +122,14 @@ WHOLE = json.dumps(ROWS)
     ("text", "words"),
     [
         (WHOLE[:-1], ["row 3", "cut off"]),
-        (WHOLE[:-20], ["row 2", "cut off"]),
-        (WHOLE[: WHOLE.index("Crystals")], ["row 1", "cut off"]),
+        (WHOLE[:-20], ["row 2", "column Response", "cut off"]),
+        (WHOLE[: WHOLE.index("Crystals")], ["row 1, column Complex_CoT", "cut off"]),
         ("[", ["row 1", "cut off"]),
         ('[{"a": "b"} {"a": "c"}' + " " * 99 + "]", ["row 2", "comma"]),
-        ('[{"a": "b"}, {"a": c}' + " " * 99 + "]", ["row 2", "not JSON"]),
+        ('[{"a": "b"}, {"a": c}' + " " * 99 + "]", ["row 2, column a, is not JSON"]),
+        ('[{"a": "says {\\"b\\": 1}, then', ["row 1, column a,", "cut off"]),
+        ('[{"a": {"b": [1, 2]}, "c": {"d": "e', ["row 1, column c,", "cut off"]),
+        ('[{"a": "b", "c', ["row 1 is", "cut off"]),
         ('[{"a": "b"}, 7]', ["row 2", "a number"]),
         ('[{"a": "b"}, ["c"]]', ["row 2", "a list"]),
         ('[{"a": "b"}] trailing', ["after the end", "trailing"]),
@@ -141,6 +144,10 @@ WHOLE = json.dumps(ROWS)
 )
 def test_bad_json(tmp_path: Path, text: str, words: list[str]) -> None:
     refused(written(tmp_path / "rows.json", text), *words)
+
+
+def test_bad_jsonl_names_line_and_column(tmp_path: Path) -> None:
+    refused(written(tmp_path / "rows.jsonl", '{"a": "b"}\n{"a": "b", "c": "d'), "line 2, column c, is not JSON")
 
 
 def test_an_endless_row_is_not_read_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
