@@ -173,7 +173,7 @@ def _broken_off(error: ValueError, text: str) -> bool:
 
 
 def _in_column(error: ValueError, text: str, at: int) -> str:
-    """", column NAME," for the column of the row beginning at `at` whose value could not be read, or nothing."""
+    """ ", column NAME," for the column of the row beginning at `at` whose value could not be read, or nothing."""
     depth, seen, column = 0, "", ""
     for mark in _MARK.finditer(text, at, error.pos + 1 if isinstance(error, json.JSONDecodeError) else len(text)):
         match mark[0]:

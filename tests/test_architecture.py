@@ -19,7 +19,7 @@ ORDER = (
 )
 TORCH = {"torch", "transformers", "peft", "trl", "unsloth", "bitsandbytes", "accelerate", "safetensors"}
 TORCH_FREE = {"deepdoctor.engine", "deepdoctor.engine.protocol", "deepdoctor.engine.client"}
-TORCH_IN_NANO = {"deepdoctor.nano.build", "deepdoctor.nano.tokenizer", "deepdoctor.nano.report"}
+TORCH_IN_NANO = {"deepdoctor.nano.build", "deepdoctor.nano.refresh", "deepdoctor.nano.tokenizer", "deepdoctor.nano.report"}
 FILES = [*sorted((ROOT / "deepdoctor").rglob("*.py")), ROOT / "app.py"]
 TREES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(file.read_text()) for file in FILES}
 

@@ -18,11 +18,11 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from deepdoctor.nano.bundle import HELD_OUT_FILE, write_bundle
 from deepdoctor.nano.corpus import Corpus, make_corpus, tokenizer_texts
+from deepdoctor.nano.knowledge import load_conditions
 from deepdoctor.nano.tokenizer import BOS_ID, EOS_ID, LONGEST, PAD_ID, save_tokenizer, train_tokenizer
 from deepdoctor.prompts import ARTICLE, render_question, split_completion
 
 MODEL_FOLDER = Path(__file__).with_name("model")
-PEAK_RATE = 1.5e-3
 WARMUP_SHARE = 0.03
 # the question's words cannot be foretold: learning them would cost capacity that the answer needs
 PROMPT_WEIGHT = 0.1
@@ -51,20 +51,22 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(tokenizer_texts(min(arguments.documents, 20_000), arguments.seed))
     save_tokenizer(tokenizer, arguments.out)
-    _say(started, f"tokenizer: {tokenizer.get_vocab_size()} ids")
+    say(started, f"tokenizer: {tokenizer.get_vocab_size()} ids")
     corpus = make_corpus(tokenizer, arguments.documents, arguments.seed, arguments.dataset_voice, arguments.processes)
     median_prompt, median_rest = np.median(corpus.prompts), np.median(corpus.lengths - corpus.prompts)
-    _say(
+    say(
         started, f"corpus: {len(corpus)} documents, {len(corpus.ids):,} tokens; medians: prompt {median_prompt:.0f}, rest {median_rest:.0f}"
     )
     model = new_model(tokenizer).to(arguments.device)
-    _say(started, f"model: {model.num_parameters():,} parameters on {arguments.device}")
+    say(started, f"model: {model.num_parameters():,} parameters on {arguments.device}")
     training = pretrain(model, corpus, arguments, started)
     save_model(model, tokenizer, arguments.out)
-    check = greedy_check(model, tokenizer)
-    _say(started, f"greedy check on {CHECKED} held-out questions: {check}")
-    figures = _figures(arguments, model, training, check, time.perf_counter() - started)
-    (arguments.out / "build.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    rows = json.loads(HELD_OUT_FILE.read_text(encoding="utf-8"))[:CHECKED]
+    check = greedy_check(model, tokenizer, rows)
+    say(started, f"greedy check on {CHECKED} held-out questions: {check}")
+    made = figures(arguments, training, check, time.perf_counter() - started)
+    made |= {"parameters": model.num_parameters(), "taught": taught()}
+    write_figures(arguments.out, made)
 
 
 def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
@@ -117,7 +119,7 @@ def pretrain(model: LlamaForCausalLM, corpus: Corpus, arguments: argparse.Namesp
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=arguments.device == "cuda")
+    optimizer = torch.optim.AdamW(groups, lr=arguments.rate, betas=(0.9, 0.95), fused=arguments.device == "cuda")
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, max(1, int(arguments.steps * WARMUP_SHARE)), arguments.steps)
     model.train()
     begun, tokens = time.perf_counter(), 0
@@ -138,14 +140,14 @@ def pretrain(model: LlamaForCausalLM, corpus: Corpus, arguments: argparse.Namesp
         tokens += int(corpus.lengths[documents].sum())
         if step % every == 0:
             mean = torch.stack(losses[-every:]).mean().item()
-            _say(started, f"step {step}/{arguments.steps}  loss {mean:.4f}  {tokens / (time.perf_counter() - begun):,.0f} tokens/s")
+            say(started, f"step {step}/{arguments.steps}  loss {mean:.4f}  {tokens / (time.perf_counter() - begun):,.0f} tokens/s")
     last = torch.stack(losses[-max(1, arguments.steps // 50) :]).mean().item()
     return Training(arguments.steps, last, tokens, time.perf_counter() - begun)
 
 
 def _loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     # no attention mask: padding stands on the right, so causal attention never looks at it, and sdpa keeps its fast kernel
-    with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=ids.device.type == "cuda"):
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16):
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     each = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
     wanted = weights[:, 1:].flatten()
@@ -153,10 +155,9 @@ def _loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> 
 
 
 @torch.inference_mode()
-def greedy_check(model: LlamaForCausalLM, tokenizer: Tokenizer, most_new: int = 600) -> dict[str, float]:
-    """Shares of held-out questions whose greedy answer names the key term, and whose thought was closed."""
+def greedy_check(model: LlamaForCausalLM, tokenizer: Tokenizer, rows: list[dict[str, str]], most_new: int = 600) -> dict[str, float]:
+    """Shares of held-out `rows` whose greedy answer names the key term, and whose thought was closed."""
     model.eval()
-    rows = json.loads(HELD_OUT_FILE.read_text(encoding="utf-8"))[:CHECKED]
     prompts = [tokenizer.encode(render_question(row["Question"], ARTICLE)).ids for row in rows]
     width = max(map(len, prompts))
     ids = torch.tensor([[PAD_ID] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
@@ -177,7 +178,8 @@ def save_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> N
     save_tokenizer(tokenizer, folder)
 
 
-def _figures(arguments: argparse.Namespace, model: LlamaForCausalLM, training: Training, check: dict, seconds: float) -> dict:
+def figures(arguments: argparse.Namespace, training: Training, check: dict[str, float], seconds: float) -> dict[str, Any]:
+    """What a training was asked for, on what it ran, and what it came to."""
     cuda = arguments.device == "cuda"
     return {
         "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items() if name != "out"},
@@ -189,12 +191,21 @@ def _figures(arguments: argparse.Namespace, model: LlamaForCausalLM, training: T
         "steps": training.steps,
         "final_loss": round(training.loss, 4),
         "tokens_seen": training.tokens,
-        "parameters": model.num_parameters(),
         "greedy_check": check,
     }
 
 
-def _say(started: float, line: str) -> None:
+def taught() -> dict[str, str]:
+    """The fingerprint of every condition as it now stands, by name."""
+    return {condition.name: condition.fingerprint for condition in load_conditions()}
+
+
+def write_figures(folder: Path, made: dict[str, Any]) -> None:
+    """Put build.json beside the weights."""
+    (folder / "build.json").write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def say(started: float, line: str) -> None:
     print(f"[{time.perf_counter() - started:6.1f} s] {line}", flush=True)
 
 
@@ -204,6 +215,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=300_000, help="fresh documents in the corpus; several epochs run over them")
     parser.add_argument("--batch", type=int, default=128, help="documents in a batch")
     parser.add_argument("--dataset-voice", type=float, default=0.02, help="share of thoughts and of answers in the dataset voice")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak of the learning rate")
     parser.add_argument("--seed", type=int, default=3407, help="of cases, weights and order")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that write the corpus")

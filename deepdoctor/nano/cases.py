@@ -4,6 +4,7 @@ A combination is a condition's name with the set of findings shown. One or two c
 they occur in no training row and in no pretraining document, whatever is asked.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -214,13 +215,13 @@ def make_case(condition: Condition, asked: str, combination: Combination, random
     return case
 
 
-def random_case(conditions: list[Condition], random: Random) -> Case:
+def random_case(conditions: Sequence[Condition], random: Random) -> Case:
     """A case for training: any condition, anything asked, any combination that is not held out."""
     condition = random.choice(conditions)
     return make_case(condition, random.choice(ASKED), random.choice(training_combinations(condition)), random)
 
 
-def showcase_case(conditions: list[Condition]) -> Case:
+def showcase_case(conditions: Sequence[Condition]) -> Case:
     """The source article's showcase question as a case."""
     condition = next(each for each in conditions if each.name == SHOWCASE_CONDITION)
     return Case(condition, "result", SHOWCASE_FINDINGS, Patient(61, "year", "woman"), SHOWCASE_QUESTION)

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -40,10 +40,11 @@ class Corpus:
         return np.diff(self.starts)
 
 
-def document(index: int, conditions: list[Condition], seed: int, dataset_voice: float = 0.0) -> tuple[Example, str, str]:
+def document(index: int, conditions: Sequence[Condition], seed: int, dataset_voice: float = 0.0) -> tuple[Example, str, str]:
     """Document number `index` of the corpus as (example, prompt, completion). The same arguments give the same document.
 
-    `dataset_voice` is the share of thoughts, and of answers, that are in the dataset voice; the others are in the base voice.
+    A condition that stands more than once in `conditions` comes up that much more often. `dataset_voice` is the share of thoughts, and of
+    answers, that are in the dataset voice; the others are in the base voice.
     """
     random = Random(f"{seed}/{index}")
     case = showcase_case(conditions) if random.random() < SHOWCASE_SHARE else random_case(conditions, random)
@@ -72,9 +73,23 @@ def tokenizer_texts(documents: int, seed: int) -> Iterator[str]:
         yield example.response
 
 
-def make_corpus(tokenizer: Tokenizer, documents: int, seed: int, dataset_voice: float = 0.0, processes: int = 1) -> Corpus:
-    """Write and tokenize `documents` documents; what comes out does not depend on `processes`."""
-    write = partial(_chunk, tokenizer=tokenizer.to_str(), documents=documents, seed=seed, dataset_voice=dataset_voice)
+def make_corpus(
+    tokenizer: Tokenizer,
+    documents: int,
+    seed: int,
+    dataset_voice: float = 0.0,
+    processes: int = 1,
+    conditions: Sequence[Condition] = (),
+) -> Corpus:
+    """Write and tokenize `documents` documents about `conditions` (all, unless given); `processes` does not change what comes out."""
+    write = partial(
+        _chunk,
+        tokenizer=tokenizer.to_str(),
+        documents=documents,
+        seed=seed,
+        dataset_voice=dataset_voice,
+        conditions=conditions or load_conditions(),
+    )
     starts = range(0, documents, CHUNK)
     if processes == 1:
         chunks = [write(start) for start in starts]
@@ -94,8 +109,10 @@ def _alone() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def _chunk(start: int, *, tokenizer: str, documents: int, seed: int, dataset_voice: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    encoder, conditions = Tokenizer.from_str(tokenizer), load_conditions()
+def _chunk(
+    start: int, *, tokenizer: str, documents: int, seed: int, dataset_voice: float, conditions: Sequence[Condition]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    encoder = Tokenizer.from_str(tokenizer)
     written = [document(index, conditions, seed, dataset_voice) for index in range(start, min(start + CHUNK, documents))]
     # encoded as one text: a merge across the joint must come out as it does when the model is tuned
     encodings = encoder.encode_batch([prompt + completion for _, prompt, completion in written])

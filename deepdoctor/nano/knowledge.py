@@ -1,8 +1,10 @@
 """The teaching conditions: structured facts, written for demonstration, that everything the nano model knows is made from."""
 
+import hashlib
+import json
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from deepdoctor.errors import DatasetError
@@ -44,6 +46,12 @@ class Condition:
     def key_term(self, asked: str) -> str:
         """The shortest words an answer must contain to have named what was asked (one of ASKED)."""
         return self.name if asked == "diagnosis" else self.key[asked]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that cases are written from, so that a model knows which facts it was taught; 16 hex digits of SHA-256."""
+        facts = {name: value for name, value in asdict(self).items() if name not in ("source", "aliases")}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_conditions(path: Path = CONDITIONS_FILE) -> list[Condition]:

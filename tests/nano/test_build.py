@@ -32,7 +32,7 @@ def test_training_lowers_the_loss_and_the_saved_model_loads_again(tmp_path, caps
     corpus = make_corpus(tokenizer, documents=8, seed=1)
     torch.manual_seed(1)
     model = new_model(tokenizer)
-    training = pretrain(model, corpus, Namespace(steps=6, batch=2, seed=1, device="cpu"), started=0.0)
+    training = pretrain(model, corpus, Namespace(steps=6, batch=2, rate=1.5e-3, seed=1, device="cpu"), started=0.0)
     first = float(capsys.readouterr().out.split("loss ")[1].split()[0])
     assert training.loss < first - 0.5
     save_model(model, tokenizer, tmp_path)

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepdoctor.nano.bundle import HELD_OUT_FILE
 from deepdoctor.nano.cases import SHOWCASE_QUESTION
+from deepdoctor.nano.knowledge import load_conditions
 from deepdoctor.nano.tokenizer import CHAT_TEMPLATE
 from deepdoctor.prompts import NATIVE, STYLES, render_question, split_completion
 
@@ -44,6 +45,11 @@ def test_what_it_was_built_with_stands_beside_it(model):
     figures = json.loads((MODEL_FOLDER / "build.json").read_text(encoding="utf-8"))
     assert figures["parameters"] == model.num_parameters() <= 4_900_000
     assert {"arguments", "versions", "device", "seconds", "final_loss", "tokens_seen"} <= set(figures)
+
+
+def test_it_was_taught_the_conditions_as_they_stand():
+    figures = json.loads((MODEL_FOLDER / "build.json").read_text(encoding="utf-8"))
+    assert figures["taught"] == {condition.name: condition.fingerprint for condition in load_conditions()}, "run deepdoctor.nano.refresh"
 
 
 def test_the_shipped_tokenizer_reads_alike_in_both_libraries(tokenizer):
