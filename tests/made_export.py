@@ -1,0 +1,26 @@
+"""What an export looks like, with made-up weights."""
+
+import json
+from pathlib import Path
+
+from deepdoctor.card import facts_of, write_cards
+from deepdoctor.runs import Run
+
+WEIGHTS = bytes(range(256)) * 4000
+
+
+def export_of(run: Run, folder: Path, merged: bool = True, step: int | None = None) -> Path:
+    """An export's folder with made-up weights."""
+    files: dict[str, bytes] = {
+        "adapter/adapter_model.safetensors": WEIGHTS,
+        "adapter/adapter_config.json": json.dumps({"base_model_name_or_path": "/home/jane/model", "r": 16}).encode(),
+        "tokenizer/tokenizer.json": b"{}",
+        "prompt_style.json": b"{}",
+        "config.json": json.dumps({**run.details, "run": run.id, "step": step, "base_hash": "abc"}).encode(),
+        **({"merged/model.safetensors": WEIGHTS * 2, "merged/config.json": b"{}"} if merged else {}),
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    write_cards(folder, facts_of(run, [], "doctor/Llama-x", step))
+    return folder
