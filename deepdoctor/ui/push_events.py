@@ -1,21 +1,17 @@
 """What happens in the runs tab's push form: a run goes to the Hugging Face Hub, and the page tells how far it is."""
 
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 
 from deepdoctor.engine.protocol import Export
 from deepdoctor.errors import DeepDoctorError, EngineError
 from deepdoctor.publish import Destination, Say, push_run
-from deepdoctor.ui.components import escape, note
+from deepdoctor.ui.components import escape, note, overheard, status
 from deepdoctor.ui.context import Context, name_of
 from deepdoctor.ui.runs_events import opened_run
-
-T = TypeVar("T")
 
 
 class PushEvents:
@@ -32,7 +28,7 @@ class PushEvents:
             self.context.access.require(name_of(profile), "push a run")
             wanted = Export(opened_run(self.context, chosen).id, merged=bool(merged))
             to = Destination((repo or "").strip(), bool(private), bool(overwrite))
-            yield _status(note(f"Asking the Hub about {to.repo}" if to.repo else "Looking at the name"))
+            yield status(note(f"Asking the Hub about {to.repo}" if to.repo else "Looking at the name"))
 
             def work(say: Say) -> list[str]:
                 return push_run(self.context.settings.data_dir, wanted, to, lambda: self._exported(wanted, say), say)
@@ -40,12 +36,12 @@ class PushEvents:
             lines = overheard(work)
             while True:
                 try:
-                    yield _status(note(next(lines)))
+                    yield status(note(next(lines)))
                 except StopIteration as ended:
-                    yield _status(published(ended.value, to.private))
+                    yield status(published(ended.value, to.private))
                     return
         except DeepDoctorError as error:
-            yield _status(note(str(error), "bad"))
+            yield status(note(str(error), "bad"))
 
     def _exported(self, wanted: Export, say: Say) -> Path:
         say("Waiting for the engine")
@@ -56,34 +52,8 @@ class PushEvents:
         raise EngineError("The engine ended before it had written the export; please try again.")
 
 
-def overheard(work: Callable[[Say], T]) -> Generator[str, None, T]:
-    """Do work in a thread of its own; yields what it says, and returns or raises what it does. The work ends even if nobody listens."""
-    said: queue.Queue[str | None] = queue.Queue()
-    found: list[T] = []
-    raised: list[Exception] = []
-
-    def done() -> None:
-        try:
-            found.append(work(said.put))
-        except Exception as error:
-            raised.append(error)
-        finally:
-            said.put(None)
-
-    threading.Thread(target=done, name="push", daemon=True).start()
-    while (line := said.get()) is not None:
-        yield line
-    if raised:
-        raise raised[0]
-    return found[0]
-
-
 def published(urls: list[str], private: bool) -> str:
     """Links to what was published, as HTML."""
     links = " and ".join(f'<a href="{escape(url)}" target="_blank" rel="noopener">{escape(url)}</a>' for url in urls)
     seen = "Only its owner can see it." if private else "Everybody can see it."
     return f'<p class="dd-note ok">Published at {links}. {seen}</p>'
-
-
-def _status(html: str) -> str:
-    return f'<div role="status">{html}</div>'

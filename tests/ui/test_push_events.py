@@ -10,8 +10,9 @@ from deepdoctor.download import fetch_model
 from deepdoctor.errors import RunError
 from deepdoctor.publish import suggested_repo
 from deepdoctor.runs import Run, Runs
+from deepdoctor.ui.components import overheard
 from deepdoctor.ui.context import Context
-from deepdoctor.ui.push_events import PushEvents, overheard, published
+from deepdoctor.ui.push_events import PushEvents, published
 from tests.loopback_hub import LoopbackHub
 from tests.made_export import export_of
 from tests.ui.fakes import RECIPE, FakeEngine, fake_context, fake_run
