@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepdoctor.comparison import Comparisons, comparison_text
+from deepdoctor.comparison import comparison_text
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, preset
 from deepdoctor.dataset import held_out_examples
 from deepdoctor.engine.protocol import Compare, Export
@@ -277,14 +277,10 @@ def export(data_dir: Path, run_id: str, step: int | None, merged: bool) -> Outco
 
 def push(data_dir: Path, wanted: Export, repo: str, private: bool, overwrite: bool) -> Outcome:
     """Publish a run's adapter and, if wanted, the merged model on the Hub, exported first where that is not done yet. Raises RunError."""
-    from deepdoctor import card, publish  # the Hub's client takes half a second to load, and only this command needs it
+    from deepdoctor.publish import Destination, push_run  # the Hub's client takes half a second to load, and only this command needs it
 
-    run = Runs(data_dir).get(wanted.run)
-    publish.check_destination(repo, run.model.name)  # before the model is loaded and merged
-    folder = publish.exported(data_dir, run, wanted) or _session(data_dir, run.model).export(wanted, say)
-    facts = card.facts_of(run, Comparisons(data_dir).list(), repo, wanted.step)
-    say(f"Writing the model card; it quotes {len(facts.examples)} of the saved comparisons with their questions")
-    card.write_cards(folder, facts)
-    url = publish.publish(folder, repo, private, say=say, overwrite=overwrite)
-    urls = [url, f"{url}-merged"] if wanted.merged else [url]
+    def exported() -> Path:
+        return _session(data_dir, Runs(data_dir).get(wanted.run).model).export(wanted, say)
+
+    urls = push_run(data_dir, wanted, Destination(repo, private, overwrite), exported, say)
     return Outcome({"run": wanted.run, "step": wanted.step, "private": private, "urls": urls}, "\n".join(urls))

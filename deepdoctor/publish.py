@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,13 +13,14 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from deepdoctor.card import llama_version, real_id
+from deepdoctor.card import facts_of, llama_version, real_id, write_cards
+from deepdoctor.comparison import Comparisons
 from deepdoctor.config import ModelConfig
 from deepdoctor.engine.protocol import Export
 from deepdoctor.errors import ConfigError, DeepDoctorError, RunError
 from deepdoctor.files import write_json
 from deepdoctor.hub import Wanted, hub_api, is_passing, other_trouble, trouble
-from deepdoctor.runs import Run
+from deepdoctor.runs import Run, Runs
 
 Say = Callable[[str], None]
 
@@ -26,6 +28,17 @@ Say = Callable[[str], None]
 MARK = "deepdoctor.json"
 TRIES = 3
 TOKENS = "https://huggingface.co/settings/tokens"
+NO_TOKEN = f"Publishing needs a token that may write: make one at {TOKENS}, set HF_TOKEN to it and start again."
+NAME_CHARACTERS = 50  # of the base's name in a suggested one: the Hub allows 96 for owner and name
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a push goes: to which repository, for its owner's eyes only or not, and whether anything else in there is replaced."""
+
+    repo: str
+    private: bool = True
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,32 @@ class Part:
     repo: str
     label: str
     files: tuple[Path, ...]
+
+
+def push_run(data_dir: Path, wanted: Export, to: Destination, export: Callable[[], Path], say: Say = print) -> list[str]:
+    """Publish a run's adapter and, if wanted, the merged model, each with its card; returns the addresses.
+
+    `export` writes the export and returns its folder; it is called only where no such export lies there yet, and only once the destination
+    has been found good. Raises ConfigError or RunError as `publish` does, and whatever `export` raises.
+    """
+    run = Runs(data_dir).get(wanted.run)
+    check_destination(to.repo, run.model.name)
+    folder = exported(data_dir, run, wanted) or export()
+    facts = facts_of(run, Comparisons(data_dir).list(), to.repo, wanted.step)
+    say(f"Writing the model card; it quotes {len(facts.examples)} of the saved comparisons with their questions")
+    write_cards(folder, facts)
+    url = publish(folder, to.repo, to.private, say=say, overwrite=to.overwrite)
+    return [url, f"{url}-merged"] if wanted.merged else [url]
+
+
+def suggested_repo(run: Run, owner: str = "owner") -> str:
+    """A name for the run's repository: the base's, beginning with Llama where its licence asks for it, and the end of the run's id."""
+    base = run.model.name
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", (real_id(base) or base).rstrip("/").rpartition("/")[2])
+    if llama_version(base):
+        name = "Llama-" + re.sub(r"(?i)(?:^|(?<=[-_]))(?:meta-)?llama-?", "", name)
+    name = re.sub(r"[-.]{2,}", "-", name[:NAME_CHARACTERS]).strip("-._")
+    return f"{owner}/{name or 'model'}-medical-{run.id.rpartition('-')[2]}"
 
 
 def publish(folder: Path, repo: str, private: bool = True, token: str | None = None, say: Say = print, overwrite: bool = False) -> str:
@@ -81,7 +120,7 @@ def check_destination(repo: str, base: str, token: str | None = None) -> None:
     try:
         who = hub_api(token).whoami()
     except LocalTokenNotFoundError as error:
-        raise RunError(f"Publishing needs a token that may write: make one at {TOKENS}, set HF_TOKEN to it and start again.") from error
+        raise RunError(NO_TOKEN) from error
     except Exception as error:
         raise _explained(error, repo) from error
     owners = [who["name"], *(org["name"] for org in who.get("orgs", []))]

@@ -10,7 +10,6 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deepdoctor.card import facts_of, write_cards
 from deepdoctor.cli import main
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, ModelConfig
 from deepdoctor.dataset import held_out_examples
@@ -24,9 +23,9 @@ from deepdoctor.publish import exported, publish
 from deepdoctor.runs import Run, Runs
 from tests.engine import tiny
 from tests.loopback_hub import LoopbackHub
+from tests.made_export import WEIGHTS, export_of
 
 BASE = "unsloth/DeepSeek-R1-Distill-Llama-8B"
-WEIGHTS = bytes(range(256)) * 4000
 
 
 def silent(_line: str) -> None:
@@ -50,23 +49,6 @@ def run(tmp_path: Path) -> Run:
 def folder(run: Run, tmp_path: Path) -> Path:
     """What an export of it looks like, with cards."""
     return export_of(run, tmp_path / "export")
-
-
-def export_of(run: Run, folder: Path, merged: bool = True, step: int | None = None) -> Path:
-    """An export's folder with made-up weights."""
-    files: dict[str, bytes] = {
-        "adapter/adapter_model.safetensors": WEIGHTS,
-        "adapter/adapter_config.json": json.dumps({"base_model_name_or_path": "/home/jane/model", "r": 16}).encode(),
-        "tokenizer/tokenizer.json": b"{}",
-        "prompt_style.json": b"{}",
-        "config.json": json.dumps({**run.details, "run": run.id, "step": step, "base_hash": "abc"}).encode(),
-        **({"merged/model.safetensors": WEIGHTS * 2, "merged/config.json": b"{}"} if merged else {}),
-    }
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    write_cards(folder, facts_of(run, [], "doctor/Llama-x", step))
-    return folder
 
 
 @pytest.fixture

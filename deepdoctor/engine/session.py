@@ -24,6 +24,7 @@ from deepdoctor.engine.pairs import Pairs
 from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, told
+from deepdoctor.hub_adapters import PREFIX, HubAdapter, HubAdapters
 from deepdoctor.overlap import graded
 from deepdoctor.plan import precision_for
 from deepdoctor.runs import Run, Runs
@@ -118,8 +119,19 @@ class Session:
             self._pairs = None
         free()
 
-    def _for(self, run: Run) -> LoadedModel:
-        """The loaded model, if the run belongs to it; with nothing loaded yet, its own model is loaded."""
+    def _side(self, name: str) -> Run | HubAdapter:
+        """What can be the tuned side: the run with that id, or the adapter of the Hub."""
+        return HubAdapters(self.data_dir).get(name) if name.startswith(PREFIX) else self.runs.get(name)
+
+    def _for(self, run: Run | HubAdapter) -> LoadedModel:
+        """The loaded model, if the run belongs to it; with nothing loaded yet, its own model is loaded.
+
+        An adapter of the Hub is tried on whatever is loaded: its tensors tell whether it fits.
+        """
+        if isinstance(run, HubAdapter):
+            if self.loaded is None:
+                raise EngineError("No model is loaded.")
+            return self.loaded
         if self.loaded is None:
             return self.load(run.model)
         if self.loaded.config.name != run.model.name:
@@ -140,7 +152,7 @@ class Session:
 
     def begin(self, request: Compare) -> Pair:
         """Queue a comparison; `step` writes it. Raises DeepDoctorError, and queues nothing, if it cannot be made."""
-        run = self.runs.get(request.run)
+        run = self._side(request.run)
         loaded = self._for(run)
         asked = Question(
             question=request.question.strip(),
@@ -163,7 +175,7 @@ class Session:
         if pair.proof is None:
             raise Stopped("Stopped before anything was written.")
         latest = pair.snapshot()
-        seen = graded(self.runs.get(latest.run).training_questions(), latest.question)
+        seen = graded(self._side(latest.run).training_questions(), latest.question)
         return self.comparisons.save(replace(latest, seen=seen))
 
     def _in_precision(self, run: Run) -> LoadedModel:

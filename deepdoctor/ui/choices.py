@@ -4,6 +4,7 @@ from typing import Any
 
 import gradio as gr
 
+from deepdoctor.hub_adapters import HubAdapter
 from deepdoctor.runs import Run
 
 FINAL = "final"
@@ -20,8 +21,10 @@ def run_label(run: Run) -> str:
     return f"{run.name} · {status['state']} at step {status.get('step', 0)}"
 
 
-def step_choices(run: Run) -> list[tuple[str, Any]]:
+def step_choices(run: Run | HubAdapter) -> list[tuple[str, Any]]:
     """What of a run can be the tuned side: its final adapter and its checkpoints, newest first; [] if it has none yet."""
+    if isinstance(run, HubAdapter):
+        return [("As it is on the Hub", FINAL)]
     final = [("Final adapter", FINAL)] if (run.path / "adapter" / "complete.json").exists() else []
     return [*final, *((f"Step {step}", step) for step in reversed(run.checkpoints()))]
 

@@ -16,6 +16,7 @@ from deepdoctor.comparison import Comparison
 from deepdoctor.config import ModelConfig, SamplingConfig
 from deepdoctor.engine.protocol import Compare
 from deepdoctor.errors import AccessError, ConfigError, DeepDoctorError, ModelError, ProofError, RunError
+from deepdoctor.hub_adapters import HubAdapter
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
 from deepdoctor.ui import history, transcript
@@ -28,6 +29,7 @@ from deepdoctor.ui.model_events import loading
 
 SNAPSHOTS_PER_SECOND = 10
 Profile = gr.OAuthProfile | None
+Side = Run | HubAdapter
 HELD = (
     "You may not {action} here for now: a study asks the same, or nearly the same, and its raters must not know the sides. "
     "Take another question, or come back when the study is closed."
@@ -59,27 +61,36 @@ class Handlers:
         told, name = state.message if state.phase != "ready" else "", self.context.engine.model.name
         return (tuple(found), number is None, state.phase, state.doing, told, name, self.unpaired())
 
-    def runs(self) -> list[Run]:
-        """The runs that have an adapter, newest first: those of the base model in use before those of others."""
+    def runs(self) -> list[Side]:
+        """The runs that have an adapter, newest first: those of the base model in use before those of others; then the Hub's adapters."""
         found = [run for run in self.context.runs.list() if step_choices(run)]
-        return sorted(found, key=lambda run: not self.fits(run))
+        return [*sorted(found, key=lambda run: not self.fits(run)), *self.context.adapters.list()]
 
-    def fits(self, run: Run) -> bool:
-        """Whether the run was made with the base model in use."""
-        return run.model.name == self.context.engine.model.name
+    def fits(self, run: Side) -> bool:
+        """Whether the run was made with the base model in use; adapters of the Hub are tried on whichever it is."""
+        return isinstance(run, HubAdapter) or run.model.name == self.context.engine.model.name
 
-    def label(self, run: Run) -> str:
+    def choices(self) -> list[tuple[str, Any]]:
+        """What can be the tuned side."""
+        return [(self.label(each), each.id) for each in self.runs()]
+
+    def label(self, run: Side) -> str:
         """How a run is called in the choice of the tuned side."""
+        if isinstance(run, HubAdapter):
+            return run.name
         return run_label(run) if self.fits(run) else f"{run_label(run)} · needs {short_name(run.model.name)}"
 
-    def needed(self, run: Run) -> str:
+    def needed(self, run: Side) -> str:
         """Which base model a run needs and how to get it, in words; "" if it is the one in use."""
-        if self.fits(run):
+        if isinstance(run, HubAdapter) or self.fits(run):
             return ""
         return f"Run {run.name} was made with {run.model.name}, but {self.context.engine.model.name} is in use."
 
-    def needs(self, run: Run | None) -> tuple[Any, Any]:
+    def needs(self, run: Side | None) -> tuple[Any, Any]:
         """Updates of the note that says which other base model the chosen run needs, and of the button that loads it."""
+        if isinstance(run, HubAdapter):
+            told = run.made_for_another(self.context.engine.model.name)
+            return gr.update(value=note(told, "warn") if told else "", visible=bool(told)), gr.update(visible=False)
         words = self.needed(run) if run else ""
         shown = note(f"{words} Load the run's model here, or another one under Model at the top of the page.", "warn") if words else ""
         label = f"Load {short_name(run.model.name)}" if run and words else "Load"
@@ -95,10 +106,10 @@ class Handlers:
 
         `number` is the comparison that this viewer waits for, if any: its panels say what goes on, so nothing else does.
         """
-        choices = [(self.label(each), each.id) for each in self.runs()]
+        choices = self.choices()
         ids = [value for _label, value in choices]
         chosen = run if run in ids else (ids[0] if ids else None)
-        steps = step_choices(self.context.runs.get(chosen)) if chosen else []
+        steps = step_choices(self.context.side(chosen)) if chosen else []
         kept = step if chosen == run and step in [value for _label, value in steps] else (steps[0][1] if steps else None)
         busy = self.unpaired() + (self.busy() if number is None else "")
         return (
@@ -109,7 +120,7 @@ class Handlers:
             gr.update(choices=steps, value=kept),
             gr.skip() if chosen == run else self._style_of(chosen),
             gr.update(value=busy, visible=bool(busy)),
-            *self.needs(self.context.runs.get(chosen) if chosen else None),
+            *self.needs(self.context.side(chosen) if chosen else None),
         )
 
     def unpaired(self) -> str:
@@ -134,12 +145,13 @@ class Handlers:
     def steps_of(self, run: str | None) -> tuple[Any, ...]:
         """The checkpoints of a run that was just chosen, the prompt style that it was tuned with, what `needs` gives, and nothing in place
         of what was told about another run."""
-        chosen = self.context.runs.get(run) if run else None
+        chosen = self.context.side(run) if run else None
         steps = step_choices(chosen) if chosen else []
         return gr.update(choices=steps, value=steps[0][1] if steps else None), self._style_of(run), *self.needs(chosen), ""
 
     def _style_of(self, run: str | None) -> Any:
-        return self.context.runs.get(run).finetune.prompt_style if run else gr.skip()
+        side = self.context.side(run) if run else None
+        return side.finetune.prompt_style if isinstance(side, Run) else gr.skip()
 
     @user_errors
     def load_needed(self, profile: gr.OAuthProfile | None, run: str | None) -> Iterator[str]:
@@ -158,7 +170,8 @@ class Handlers:
         render_question(question, style_named(style))
         if not run:
             raise ConfigError("Choose the run whose adapter is the tuned side.", field="run")
-        if needed := self.needed(chosen := self.context.runs.get(run)):
+        if needed := self.needed(chosen := self.context.side(run)):
+            assert isinstance(chosen, Run)
             raise ModelError(f"{needed} Load {chosen.model.name} first, under Model at the top of the page.")
         checkpoint = None if step in (None, FINAL) else int(step)
         chosen.adapter_dir(checkpoint)
@@ -180,7 +193,7 @@ class Handlers:
         style, *sampling = given
         request = self.request(question, run, step, style, tuple(sampling))
         self.require_free(profile, request.question, "ask this question")
-        name, key = self.context.runs.get(request.run).name, secrets.token_hex(4)
+        name, key = self.context.side(request.run).name, secrets.token_hex(4)
         number = self.context.engine.compare(request)
         running = (gr.update(interactive=False), gr.update(interactive=True))
         idle = (gr.skip(), gr.update(interactive=False))  # Compare comes back when this event is over: until then clicks would be lost
@@ -235,8 +248,8 @@ class Handlers:
         comparison = self.context.comparisons.get(comparison_id)
         self.require_free(profile, comparison.question, "open this comparison")
         try:
-            name = self.context.runs.get(comparison.run).name
-        except RunError:
+            name = self.context.side(comparison.run).name
+        except (RunError, ModelError):
             name = f"{comparison.run} (deleted)"
         return self.finished_values(comparison, comparison.id, name)
 

@@ -15,6 +15,7 @@ from deepdoctor.ui.compare_events import SHOW_REFERENCE, Handlers, toggle_refere
 from deepdoctor.ui.components import QUIET, empty_state
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import Form, build_form
+from deepdoctor.ui.hub_adapter_events import HubAdapterEvents
 
 REFRESH_SECONDS = 3
 NO_RUN_TITLE = "There is no fine-tuned run to compare yet"
@@ -42,6 +43,7 @@ class Ask:
     load: gr.Button
     loading: gr.HTML
     to_train: gr.Button
+    hub: "FromHub"
 
     @property
     def inputs(self) -> list[Any]:
@@ -52,6 +54,16 @@ class Ask:
     def refreshed(self) -> list[Any]:
         """What `refresh` writes, after the fingerprint, in its order."""
         return [self.empty, self.form, self.run, self.step, self.style, self.busy, self.needs, self.load]
+
+
+@dataclass(frozen=True)
+class FromHub:
+    """The form that fetches an adapter of the Hub."""
+
+    repo: gr.Textbox
+    revision: gr.Textbox
+    fetch: gr.Button
+    told: gr.HTML
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,8 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> tuple[Callable[..
     ask.to_train.click(lambda: gr.Tabs(selected="train"), None, tab.parent, **FREE)
     refreshed = [fingerprint, *ask.refreshed]
     tab.select(handlers.refresh, [ask.run, ask.step, shown.number], refreshed, **FREE)
+    fetched = ask.hub.fetch.click(HubAdapterEvents(handlers).fetch, [ask.hub.repo, ask.hub.revision], [ask.hub.told, ask.run], **QUIET)
+    fetched.then(handlers.refresh, [ask.run, ask.step, shown.number], refreshed, **FREE)
     ask.load.click(handlers.load_needed, [ask.run], [ask.loading], **FREE)
     # never in the page itself, which is the same for everyone
     gr.on([tab.select, _page().load], handlers.saved, None, [shown.history], **FREE)
@@ -121,7 +135,17 @@ def _build_ask(cases: list[HeldOutCase], quick: str) -> Ask:
         with gr.Row(elem_id="dd-ask-buttons"):
             compare = gr.Button("Compare", variant="primary", elem_id="dd-compare", scale=0, min_width=160)
             stop = gr.Button("Stop", interactive=False, elem_id="dd-stop", scale=0, min_width=120)
-    return Ask(empty, form, question, case, run, step, style, sampling, compare, stop, busy, needs, load, loading, to_train)
+    return Ask(empty, form, question, case, run, step, style, sampling, compare, stop, busy, needs, load, loading, to_train, _build_hub())
+
+
+def _build_hub() -> FromHub:
+    with gr.Accordion("An adapter of the Hugging Face Hub as the tuned side", open=False, elem_id="dd-from-hub", elem_classes=["dd-card"]):
+        with gr.Row(equal_height=True):
+            repo = gr.Textbox(label="Adapter", placeholder="owner/name", max_length=200, scale=3, min_width=220)
+            revision = gr.Textbox(label="Revision", placeholder="newest", max_length=100, scale=1, min_width=120)
+        fetch = gr.Button("Fetch", size="sm", elem_classes=["dd-own-width"])
+        told = gr.HTML("", apply_default_css=False)
+    return FromHub(repo, revision, fetch, told)
 
 
 def _build_shown() -> Shown:

@@ -3,15 +3,18 @@
 import functools
 import html
 import inspect
+import queue
 import re
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
 from deepdoctor.errors import DeepDoctorError
 
+T = TypeVar("T")
 BANNER = "Research demo. Not a medical device, not medical advice, not clinically validated. Do not enter patient-identifiable information."
 # For every event: no overlay while it runs, no API. Without the empty list the browser would copy the whole state of each output, and of
 # all that lies inside it, several times an event, though no progress is shown: with our timers that kept it busy for ever.
@@ -123,3 +126,30 @@ def user_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
             return handler(*args, **named)
 
     return plain
+
+
+def overheard(work: Callable[[Callable[[str], None]], T]) -> Generator[str, None, T]:
+    """Do work in a thread of its own; yields what it says, and returns or raises what it does. The work ends even if nobody listens."""
+    said: queue.Queue[str | None] = queue.Queue()
+    found: list[T] = []
+    raised: list[Exception] = []
+
+    def done() -> None:
+        try:
+            found.append(work(said.put))
+        except Exception as error:
+            raised.append(error)
+        finally:
+            said.put(None)
+
+    threading.Thread(target=done, name="overheard", daemon=True).start()
+    while (line := said.get()) is not None:
+        yield line
+    if raised:
+        raise raised[0]
+    return found[0]
+
+
+def status(html: str) -> str:
+    """HTML whose changes are read out."""
+    return f'<div role="status">{html}</div>'

@@ -11,7 +11,8 @@ from deepdoctor.access import Access
 from deepdoctor.comparison import Comparisons
 from deepdoctor.config import Settings
 from deepdoctor.engine.client import EngineClient
-from deepdoctor.runs import Runs
+from deepdoctor.hub_adapters import PREFIX, HubAdapter, HubAdapters
+from deepdoctor.runs import Run, Runs
 from deepdoctor.studies.blinded import Blinded
 from deepdoctor.studies.judgments import Judgments
 from deepdoctor.studies.mirror import Copy
@@ -39,6 +40,15 @@ class Context:
     def blinded(self) -> Blinded:
         """The questions that open studies keep from their raters."""
         return Blinded(self.studies)
+
+    @cached_property
+    def adapters(self) -> HubAdapters:
+        """The adapters that were fetched from the Hub."""
+        return HubAdapters(self.settings.data_dir)
+
+    def side(self, name: str) -> Run | HubAdapter:
+        """What can be the tuned side: the run with that id, or the adapter of the Hub. Raises RunError or ModelError if there is none."""
+        return self.adapters.get(name) if name.startswith(PREFIX) else self.runs.get(name)
 
     def held_from(self, profile: gr.OAuthProfile | None, questions: Iterable[str]) -> set[str]:
         """Those of the questions whose labelled answers this visitor must not see now, since a study asks them; none for trainers."""

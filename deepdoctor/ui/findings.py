@@ -18,7 +18,8 @@ MEASURES = {
 GRADES = {
     "seen": "The run was trained on this very question. Its answer shows memory, not skill.",
     "near-seen": "The run was trained on a question much like this one. Read its answer with that in mind.",
-    "unknown": "The run does not record the rows it was trained on: whether this question was among them, nobody can tell.",
+    "unknown": "Not known: the run does not record the rows it was trained on, or its adapter came from the Hub. "
+    "Whether this question was among them, nobody can tell.",
     "unseen": "No training question of the run is much like this one.",
 }
 

@@ -32,7 +32,7 @@ def saved(context: Context, profile: gr.OAuthProfile | None = None) -> str:
     if not found:
         return f'{_HEADING}<p class="dd-muted">Finished comparisons are kept here. None yet.</p>'
     held = context.held_from(profile, [comparison.question for comparison in found])
-    names = {run.id: run.name for run in context.runs.list()}
+    names = {run.id: run.name for run in context.runs.list()} | {each.id: each.name for each in context.adapters.list()}
     shown = "".join(_entry(comparison, names) for comparison in found if comparison.question not in held)
     return f'{_HEADING}{HELD if held else ""}<ul class="dd-history">{shown}</ul>'
 

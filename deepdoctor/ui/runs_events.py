@@ -10,6 +10,7 @@ import gradio as gr
 
 from deepdoctor.engine.protocol import Export
 from deepdoctor.errors import DeepDoctorError, RunError
+from deepdoctor.publish import suggested_repo
 from deepdoctor.runs import RESUMABLE, Run
 from deepdoctor.ui import run_view
 from deepdoctor.ui.components import empty_state, escape, note, user_errors
@@ -49,23 +50,22 @@ class RunsEvents:
         ]
 
     @user_errors
-    def pick(self, chosen: dict[str, Any], event: gr.EventData) -> list[Any]:
-        """A run was opened, or runs were ticked. Outputs: chosen, name, question, told, download."""
+    def pick(self, chosen: dict[str, Any], event: gr.EventData, profile: gr.OAuthProfile | None = None) -> list[Any]:
+        """A run was opened, or runs were ticked. Outputs: chosen, name, question, told, download, repository, what is told of a push."""
         given = event._data or {}
         if "compare" in given:
             known = {run.id for run in self.context.runs.list()}
             ticked = [str(run) for run in given["compare"] if str(run) in known]
             if len(ticked) > MOST_COMPARED:
                 gr.Info(f"The first {MOST_COMPARED} ticked runs are laid over each other.")
-            return [{**chosen, "compare": ticked}, *[gr.skip()] * 4]
+            return [{**chosen, "compare": ticked}, *[gr.skip()] * 6]
         run = self.context.runs.get(str(given.get("open", "")))
         hidden = gr.update(visible=False)
-        return [{**chosen, "open": run.id}, run.name, hidden, "", hidden]
+        repo = suggested_repo(run, name_of(profile) or "owner")
+        return [{**chosen, "open": run.id}, run.name, hidden, "", hidden, repo, ""]
 
     def _opened(self, chosen: dict[str, Any]) -> Run:
-        if not chosen["open"]:
-            raise RunError("Open a run first.")
-        return self.context.runs.get(chosen["open"])
+        return opened_run(self.context, chosen)
 
     @user_errors
     def rename(self, chosen: dict[str, Any], name: str, profile: gr.OAuthProfile | None = None) -> str:
@@ -115,6 +115,13 @@ class RunsEvents:
                     yield [note(item), hidden]
         except DeepDoctorError as error:
             yield [note(str(error), "bad"), hidden]
+
+
+def opened_run(context: Context, chosen: dict[str, Any]) -> Run:
+    """The run that a viewer has open. Raises RunError if there is none."""
+    if not chosen["open"]:
+        raise RunError("Open a run first.")
+    return context.runs.get(chosen["open"])
 
 
 def runs_table(runs: list[Run], chosen: dict[str, Any]) -> str:

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from huggingface_hub import get_token
 
-from deepdoctor.ui.components import QUIET
+from deepdoctor.publish import NO_TOKEN
+from deepdoctor.ui.components import QUIET, note
 from deepdoctor.ui.context import Context
+from deepdoctor.ui.push_events import PushEvents
 from deepdoctor.ui.runs_events import RunsEvents
 
 # names open, ticks compare; the focus stays where it was when the list is drawn anew
@@ -31,6 +34,27 @@ watch('value', () => {
 """
 
 
+# said beforehand: what is pushed leaves the machine
+QUOTES = "The model card tells base model, rows, recipe and losses, and quotes up to three saved comparisons with their questions."
+
+
+@dataclass(frozen=True)
+class _Push:
+    """The form that publishes the opened run."""
+
+    repo: gr.Textbox
+    private: gr.Checkbox
+    merged: gr.Checkbox
+    overwrite: gr.Checkbox
+    button: gr.Button
+    told: gr.HTML
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What `PushEvents.push` reads after the opened run, in its order."""
+        return [self.repo, self.private, self.merged, self.overwrite]
+
+
 @dataclass(frozen=True)
 class _Parts:
     """The tab's components."""
@@ -53,6 +77,7 @@ class _Parts:
     export: gr.Button
     told: gr.HTML
     download: gr.DownloadButton
+    push: _Push
 
 
 def build(context: Context, dataset: gr.State, tab: gr.Tab) -> None:
@@ -64,9 +89,11 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> None:
     parts = _layout()
     drawn = [parts.table, parts.overlay, parts.opened, parts.shown, parts.settings, parts.log, parts.resume, parts.delete, seen]
     gr.on([tab.select, gr.Timer(3).tick], events.refresh, [chosen, seen], drawn, concurrency_limit=None, **QUIET)
-    picked = parts.table.select(events.pick, [chosen], [chosen, parts.name, parts.question, parts.told, parts.download], **QUIET)
+    told = [parts.name, parts.question, parts.told, parts.download, parts.push.repo, parts.push.told]
+    picked = parts.table.select(events.pick, [chosen], [chosen, *told], **QUIET)
     picked.success(events.refresh, [chosen, seen], drawn, **QUIET)
     _wire_actions(events, parts, [chosen, seen], drawn)
+    parts.push.button.click(PushEvents(context).push, [chosen, *parts.push.inputs], [parts.push.told], **QUIET)
 
 
 def _layout() -> _Parts:
@@ -94,8 +121,23 @@ def _layout() -> _Parts:
                 keep = gr.Button("Keep it", size="sm", min_width=130)
         told = _html("")
         download = gr.DownloadButton("Download the adapter (zip)", size="sm", visible=False)
-    actions = (name, rename, resume, delete, question, asked, really, keep, merged, export, told, download)
+        push = _push_form()
+    actions = (name, rename, resume, delete, question, asked, really, keep, merged, export, told, download, push)
     return _Parts(table, overlay, opened, shown, settings, log, *actions)
+
+
+def _push_form() -> _Push:
+    with gr.Accordion("Push to the Hugging Face Hub", open=False, elem_id="dd-push"):
+        if not get_token():
+            _html(note(NO_TOKEN, "warn"))
+        repo = gr.Textbox(label="Repository", info="Yours or your organisation's: owner/name", placeholder="owner/name", max_length=96)
+        private = gr.Checkbox(value=True, label="Private", info="Only its owner can see it")
+        merged = gr.Checkbox(value=True, label="Push the merged model too", info="Into a second repository, name-merged")
+        overwrite = gr.Checkbox(value=False, label="Replace what is there", info="Files of other content in that repository are removed")
+        _html(f'<p class="dd-muted">{QUOTES}</p>')
+        button = gr.Button("Push", size="sm", min_width=100, elem_classes=["dd-own-width"])
+        told = _html("")
+    return _Push(repo, private, merged, overwrite, button, told)
 
 
 def _wire_actions(events: RunsEvents, parts: _Parts, viewed: list[gr.State], drawn: list[Any]) -> None:

@@ -45,7 +45,7 @@ def test_the_tab_builds(context: Context) -> None:
         return page
 
     shown = {getattr(block, "value", None) for block in in_event_loop(made).blocks.values() if isinstance(block, gr.Button)}
-    assert {"Rename", "Resume", "Delete", "Export", "Delete for good", "Keep it"} <= shown
+    assert {"Rename", "Resume", "Delete", "Export", "Delete for good", "Keep it", "Push"} <= shown
 
 
 def test_an_empty_list_says_how_to_fill_it(events: RunsEvents) -> None:
@@ -72,8 +72,8 @@ def test_only_what_changed_is_sent(events: RunsEvents, tmp_path: Path) -> None:
 
 def test_a_run_is_opened_by_its_name(events: RunsEvents, tmp_path: Path) -> None:
     run = fake_run(tmp_path, "mine", "stopped")
-    chosen, name, *_ = events.pick(NONE, event(open=run.id))
-    assert (chosen, name) == (opened(run), "mine")
+    chosen, name, *_, repo, _pushed = events.pick(NONE, event(open=run.id))
+    assert (chosen, name, repo) == (opened(run), "mine", f"owner/nano-medical-{run.id[-4:]}")
     _, _, part, shown, settings, log, resume, delete, _ = events.refresh(chosen, ())
     assert part["visible"]
     assert "Held out" in shown

@@ -13,9 +13,9 @@ import itsdangerous
 
 # All that changes something for others, or takes something along: each asks who the visitor is
 GATED = {
-    *("ModelEvents.load", "Handlers.load_needed"),
+    *("ModelEvents.load", "Handlers.load_needed", "HubAdapterEvents.fetch"),
     *("TrainEvents.start", "TrainEvents.stop", "TrainEvents.resume"),
-    *("RunsEvents.rename", "RunsEvents.resume", "RunsEvents.ask_to_delete", "RunsEvents.delete", "RunsEvents.export"),
+    *("RunsEvents.rename", "RunsEvents.resume", "RunsEvents.ask_to_delete", "RunsEvents.delete", "RunsEvents.export", "PushEvents.push"),
     # studies: what is listed carries links, and what is drawn unblinds
     *("StudiesEvents.refresh", "StudiesEvents.pick", "StudiesEvents.steps_of", "StudiesEvents.review", "StudiesEvents.create"),
     *("StudiesEvents.prepare", "StudiesEvents.stop", "StudiesEvents.let_in", "StudiesEvents.close"),
