@@ -1,22 +1,30 @@
 """Export: adapter, tokenizer and merged model written to a folder that plain transformers and peft load again."""
 
+from deepdoctor.engine.accelerator import GIB
+
 import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepdoctor.engine.adapters import write_base_name
-from deepdoctor.engine.model import LoadedModel
+from deepdoctor.engine.model import ROOM_TO_WORK, LoadedModel, first_line
 from deepdoctor.errors import RunError
 from deepdoctor.files import write_json
 from deepdoctor.prompts import style_named
 from deepdoctor.runs import Run
 
 Say = Callable[[str], None]
+CANNOT_UNPACK = (
+    "The base model's files hold weights in fewer bits that cannot be unpacked, so nothing can be merged into them. Export without the "
+    "merged model, or train on the model in 16 bits."
+)
 
 
 def export(loaded: LoadedModel, run: Run, step: int | None, target: Path, merged: bool, say: Say) -> Path:
@@ -52,9 +60,42 @@ def export(loaded: LoadedModel, run: Run, step: int | None, target: Path, merged
 
 def _merge(loaded: LoadedModel, adapter: Path, folder: Path) -> None:
     """Merge into weights read afresh, so that the loaded model is never touched."""
-    base = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=loaded.dtype)
+    base = in_plain_numbers(AutoModelForCausalLM.from_pretrained(loaded.folder, **how_to_read(loaded.folder, loaded.dtype)), loaded.dtype)
     config = copy.deepcopy(base.generation_config)
     whole = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     whole.generation_config = config
     whole.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
+
+
+def how_to_read(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Options for `from_pretrained`: into the machine's memory; quantized weights would go to the GPU, beside the model that is loaded."""
+    return {"dtype": dtype, **({"device_map": {"": "cpu"}} if is_quantized(AutoConfig.from_pretrained(folder)) else {})}
+
+
+def is_quantized(config: Any) -> bool:
+    """Whether a model's configuration says that its weights are stored in fewer bits."""
+    return getattr(config, "quantization_config", None) is not None
+
+
+def in_plain_numbers(model: Any, dtype: torch.dtype) -> Any:
+    """The model with 4-bit weights unpacked into numbers of `dtype`; any other as it is. Raises RunError if its kind cannot be unpacked."""
+    if not is_quantized(model.config):
+        return model
+    try:
+        plain = model.dequantize(dtype=dtype)
+    except NotImplementedError as error:
+        raise RunError(f"{CANNOT_UNPACK} ({first_line(error)})") from error
+    if is_quantized(plain.config):
+        raise RunError(CANNOT_UNPACK)
+    return plain
+
+
+def require_room(loaded: LoadedModel, free: int) -> None:
+    """Raise RunError, naming both numbers, if a second copy of the base weights does not fit into the machine's `free` bytes."""
+    needed = loaded.info.parameters * loaded.dtype.itemsize + ROOM_TO_WORK
+    if needed > free:
+        raise RunError(
+            f"Merging needs about {needed / GIB:,.1f} GiB of the machine's memory for a copy of the base weights, but only "
+            f"{max(free, 0) / GIB:,.1f} GiB are free. Export without the merged model, or close other programs."
+        )
