@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepdoctor.engine.adapters import write_base_name
+from deepdoctor.engine.gguf import Converter, convert, require_parts, unsloth_converter
 from deepdoctor.engine.model import ROOM_TO_WORK, LoadedModel, first_line
+from deepdoctor.engine.protocol import Export
 from deepdoctor.errors import RunError
 from deepdoctor.files import write_json
 from deepdoctor.prompts import style_named
@@ -27,12 +29,16 @@ CANNOT_UNPACK = (
 )
 
 
-def export(loaded: LoadedModel, run: Run, step: int | None, target: Path, merged: bool, say: Say) -> Path:
-    """Write `adapter/`, `tokenizer/`, with `merged` also `merged/` (a whole model), and how they were made; return `target`.
+def export(loaded: LoadedModel, run: Run, wanted: Export, target: Path, say: Say, converter: Converter | None = None) -> Path:
+    """Write `adapter/`, `tokenizer/`, if wanted `merged/` (a whole model) and a GGUF file in `gguf/`, and how they were made.
 
-    The folder is made aside and renamed when complete. Raises RunError if the run has no such adapter, or the disk is full.
+    The folder is made aside, renamed when complete, and returned. `converter` writes the GGUF; None: Unsloth's.
+    Raises RunError if the run has no such adapter, a part for GGUF is missing, the conversion fails, or the disk is full.
     """
-    source = run.adapter_dir(step)
+    step, source = wanted.step, run.adapter_dir(wanted.step)
+    if wanted.gguf:
+        converter = converter or unsloth_converter()
+        require_parts(converter, wanted.gguf)
     aside = target.with_name(f".{target.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -43,14 +49,22 @@ def export(loaded: LoadedModel, run: Run, step: int | None, target: Path, merged
         write_base_name(aside / "adapter", loaded.config.name)
         say("Writing the tokenizer")
         loaded.tokenizer.save_pretrained(aside / "tokenizer")
-        if merged:
+        if wanted.merged or wanted.gguf:
             say("Merging the adapter into a copy of the base weights")
             _merge(loaded, source, aside / "merged")
+        if wanted.gguf and converter:
+            say(f"Converting the merged model to GGUF ({wanted.gguf})")
+            convert(converter, aside / "merged", aside / "gguf" / f"{run.id}-{wanted.gguf}.gguf", wanted.gguf)
+        if not wanted.merged:
+            shutil.rmtree(aside / "merged", ignore_errors=True)
         style = style_named(run.finetune.prompt_style)
         write_json(aside / "prompt_style.json", {"name": style.name, "prompt": style.prompt, "after_thought": style.joint})
         write_json(aside / "config.json", {**run.details, "run": run.id, "step": step, "base_hash": loaded.info.base_hash})
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
+    except RunError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         why = getattr(error, "strerror", None) or error

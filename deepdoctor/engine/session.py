@@ -234,13 +234,13 @@ class Session:
         run.log(f"Failed: {message}")
 
     def export(self, request: Export, say: Say = print) -> Path:
-        """Write a run's adapter, tokenizer and, if asked, merged model to `<data>/exports/<run>[-step]` and return that folder."""
+        """Write a run's adapter, tokenizer and, if asked, merged model and GGUF to `<data>/exports/<run>[-step]` and return that folder."""
         run = self.runs.get(request.run)
         target = self.data_dir / "exports" / (run.id + (f"-{request.step}" if request.step is not None else ""))
         loaded = self._for(run)
-        if request.merged:
+        if request.merged or request.gguf:
             require_room(loaded, available_bytes())
-        return export(loaded, run, request.step, target, request.merged, say)
+        return export(loaded, run, request, target, say)
 
 
 def weight_bytes(loaded: LoadedModel) -> int:

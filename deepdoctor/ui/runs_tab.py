@@ -30,6 +30,8 @@ watch('value', () => {
 });
 """
 
+GGUF_HINT = "8 bit, for llama.cpp, Ollama and LM Studio. Needs Unsloth and a built llama.cpp on this machine; says so if they are missing"
+
 
 @dataclass(frozen=True)
 class _Parts:
@@ -50,6 +52,7 @@ class _Parts:
     really: gr.Button
     keep: gr.Button
     merged: gr.Checkbox
+    gguf: gr.Checkbox
     export: gr.Button
     told: gr.HTML
     download: gr.DownloadButton
@@ -83,6 +86,7 @@ def _layout() -> _Parts:
             name = gr.Textbox(label="Name", max_length=80, scale=3, min_width=180)
             rename = gr.Button("Rename", scale=1, min_width=100)
         merged = gr.Checkbox(value=True, label="Export the merged model too", info="Base and adapter as one; as large as the base model")
+        gguf = gr.Checkbox(value=False, label="Export GGUF too", info=GGUF_HINT)
         with gr.Row(elem_classes="dd-run-buttons"):
             export = gr.Button("Export", size="sm", min_width=100)
             resume = gr.Button("Resume", size="sm", min_width=100)
@@ -94,7 +98,7 @@ def _layout() -> _Parts:
                 keep = gr.Button("Keep it", size="sm", min_width=130)
         told = _html("")
         download = gr.DownloadButton("Download the adapter (zip)", size="sm", visible=False)
-    actions = (name, rename, resume, delete, question, asked, really, keep, merged, export, told, download)
+    actions = (name, rename, resume, delete, question, asked, really, keep, merged, gguf, export, told, download)
     return _Parts(table, overlay, opened, shown, settings, log, *actions)
 
 
@@ -108,7 +112,7 @@ def _wire_actions(events: RunsEvents, parts: _Parts, viewed: list[gr.State], dra
     parts.keep.click(events.keep, None, [parts.question], **QUIET)
     deleted = parts.really.click(events.delete, [chosen], [chosen, parts.question], **QUIET)
     deleted.success(events.refresh, viewed, drawn, **QUIET)
-    parts.export.click(events.export, [chosen, parts.merged], [parts.told, parts.download], **QUIET)
+    parts.export.click(events.export, [chosen, parts.merged, parts.gguf], [parts.told, parts.download], **QUIET)
 
 
 def _html(value: str, **options: Any) -> gr.HTML:

@@ -92,14 +92,14 @@ def test_an_export_is_replaced_as_a_whole(trained: Trained, tmp_path: Path) -> N
     session, run = trained
     target = tmp_path / "out"
     for merged in (True, False):
-        export(tiny.model_of(session), run, None, target, merged, silent)
+        export(tiny.model_of(session), run, Export(run.id, merged=merged), target, silent)
     assert not (target / "merged").exists()
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
 
 
 def test_it_says_what_it_does(trained: Trained, tmp_path: Path) -> None:
     said: list[str] = []
-    export(tiny.model_of(trained[0]), trained[1], None, tmp_path / "out", True, said.append)
+    export(tiny.model_of(trained[0]), trained[1], Export(trained[1].id), tmp_path / "out", said.append)
     assert [line.split()[0] for line in said] == ["Writing", "Writing", "Merging"]
 
 
@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_written(trained: Trained, tmp_path: Path, block
     (tmp_path / "file").write_text("mine")
     target = tmp_path / "file" if blocked == "target" else tmp_path / "file" / "out"
     with pytest.raises(RunError, match="could not be written"):
-        export(tiny.model_of(trained[0]), trained[1], None, target, False, silent)
+        export(tiny.model_of(trained[0]), trained[1], Export(trained[1].id, merged=False), target, silent)
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -139,7 +139,7 @@ def test_a_full_disk_leaves_the_export_before_and_nothing_half_written(trained: 
     target.mkdir()
     (target / "before").touch()
     with largest_file(size), pytest.raises(RunError, match=r"could not be written.*Free some space"):
-        export(tiny.model_of(session), run, None, target, True, silent)
+        export(tiny.model_of(session), run, Export(run.id), target, silent)
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
     assert [each.name for each in target.iterdir()] == ["before"]
 
@@ -150,7 +150,7 @@ def test_a_base_that_has_gone_is_told_and_nothing_is_left(trained: Trained, llam
     session = tiny.open_session(tmp_path / "data", copied)
     shutil.rmtree(copied)
     with pytest.raises((RunError, ModelError)):
-        export(tiny.model_of(session), trained[1], None, tmp_path / "out", True, silent)
+        export(tiny.model_of(session), trained[1], Export(trained[1].id), tmp_path / "out", silent)
     assert [each.name for each in tmp_path.iterdir()] == ["data"]
 
 
