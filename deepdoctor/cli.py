@@ -16,7 +16,7 @@ from typing import Any, NoReturn, get_args
 from deepdoctor import commands
 from deepdoctor.commands import Outcome
 from deepdoctor.config import PRESETS, Config, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, Settings, StudyConfig
-from deepdoctor.engine.protocol import Export
+from deepdoctor.engine.protocol import GGUF_KINDS, Export
 from deepdoctor.errors import ConfigError, DeepDoctorError
 from deepdoctor.runs import Runs
 from deepdoctor.studies import commands as study_commands
@@ -85,7 +85,8 @@ def parser() -> Parser:
     )
     _runs_flags(add("runs", _runs, "list the runs, or show, rename or delete one"))
     _compare_flags(_run_flag(add("compare", _compare, "answer one question with base and tuned together")))
-    _export_flags(_run_flag(add("export", _export, "write adapter, tokenizer and merged model to a folder")))
+    exported = _export_flags(_run_flag(add("export", _export, "write adapter, tokenizer and merged model to a folder")))
+    exported.add_argument("--gguf", choices=GGUF_KINDS, default="", help="also a GGUF file; needs Unsloth and a built llama.cpp")
     pushed = _export_flags(_run_flag(add("push", _push, "publish adapter, merged model and model card on the Hub; needs HF_TOKEN")))
     pushed.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the repository to make; the merged model goes to NAME-merged")
     pushed.add_argument("--public", action="store_true", help="for everybody to see (default: private)")
@@ -246,7 +247,7 @@ def _compare(options: argparse.Namespace, settings: Settings) -> Outcome:
 
 
 def _export(options: argparse.Namespace, settings: Settings) -> Outcome:
-    return commands.export(settings.data_dir, _run_of(options), options.step, options.merged)
+    return commands.export(settings.data_dir, Export(_run_of(options), options.step, options.merged, options.gguf))
 
 
 def _push(options: argparse.Namespace, settings: Settings) -> Outcome:

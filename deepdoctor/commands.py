@@ -264,15 +264,14 @@ def compare(
     return Outcome(last.to_dict(), comparison_text(last))
 
 
-def export(data_dir: Path, run_id: str, step: int | None, merged: bool) -> Outcome:
-    """Write a run's adapter, tokenizer and, if `merged`, the merged model under the data folder. Raises RunError."""
-    run = Runs(data_dir).get(run_id)
-    run.adapter_dir(step)
-    folder = _session(data_dir, run.model).export(Export(run_id, step, merged), say)
+def export(data_dir: Path, wanted: Export) -> Outcome:
+    """Write a run's adapter, tokenizer and, if wanted, the merged model and a GGUF file under the data folder. Raises RunError."""
+    run = Runs(data_dir).get(wanted.run)
+    run.adapter_dir(wanted.step)
+    folder = _session(data_dir, run.model).export(wanted, say)
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    return Outcome(
-        {"run": run_id, "step": step, "folder": str(folder), "files": files}, "\n".join([str(folder), *(f"  {file}" for file in files)])
-    )
+    made = {"run": wanted.run, "step": wanted.step, "folder": str(folder), "files": files}
+    return Outcome(made, "\n".join([str(folder), *(f"  {file}" for file in files)]))
 
 
 def push(data_dir: Path, wanted: Export, repo: str, private: bool, overwrite: bool) -> Outcome:

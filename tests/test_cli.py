@@ -14,6 +14,7 @@ from deepdoctor import commands
 from deepdoctor.cli import main, parser, settings_given
 from deepdoctor.comparison import Comparison, Proof, Transcript
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, preset
+from deepdoctor.engine.protocol import Export
 from deepdoctor.errors import ConfigError
 from deepdoctor.runs import Run, Runs
 
@@ -183,7 +184,7 @@ def test_a_run_without_adapter_is_told_before_the_model_is_loaded(run: Run, tmp_
     with pytest.raises(commands.RunError, match="has no adapter"):
         commands.compare(tmp_path, run.id, QUESTION, None, SamplingConfig())
     with pytest.raises(commands.RunError, match="has no adapter at step 3"):
-        commands.export(tmp_path, run.id, 3, merged=True)
+        commands.export(tmp_path, Export(run.id, 3))
 
 
 def test_an_unknown_held_out_case_is_refused() -> None:

@@ -1,30 +1,44 @@
 """Export: adapter, tokenizer and merged model written to a folder that plain transformers and peft load again."""
 
+from deepdoctor.engine.accelerator import GIB
+
 import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepdoctor.engine.adapters import write_base_name
-from deepdoctor.engine.model import LoadedModel
+from deepdoctor.engine.gguf import Converter, convert, require_parts, unsloth_converter
+from deepdoctor.engine.model import ROOM_TO_WORK, LoadedModel, first_line
+from deepdoctor.engine.protocol import Export
 from deepdoctor.errors import RunError
 from deepdoctor.files import write_json
 from deepdoctor.prompts import style_named
 from deepdoctor.runs import Run
 
 Say = Callable[[str], None]
+CANNOT_UNPACK = (
+    "The base model's files hold weights in fewer bits that cannot be unpacked, so nothing can be merged into them. Export without the "
+    "merged model, or train on the model in 16 bits."
+)
 
 
-def export(loaded: LoadedModel, run: Run, step: int | None, target: Path, merged: bool, say: Say) -> Path:
-    """Write `adapter/`, `tokenizer/`, with `merged` also `merged/` (a whole model), and how they were made; return `target`.
+def export(loaded: LoadedModel, run: Run, wanted: Export, target: Path, say: Say, converter: Converter | None = None) -> Path:
+    """Write `adapter/`, `tokenizer/`, if wanted `merged/` (a whole model) and a GGUF file in `gguf/`, and how they were made.
 
-    The folder is made aside and renamed when complete. Raises RunError if the run has no such adapter, or the disk is full.
+    The folder is made aside, renamed when complete, and returned. `converter` writes the GGUF; None: Unsloth's.
+    Raises RunError if the run has no such adapter, a part for GGUF is missing, the conversion fails, or the disk is full.
     """
-    source = run.adapter_dir(step)
+    step, source = wanted.step, run.adapter_dir(wanted.step)
+    if wanted.gguf:
+        converter = converter or unsloth_converter()
+        require_parts(converter, wanted.gguf)
     aside = target.with_name(f".{target.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -35,14 +49,22 @@ def export(loaded: LoadedModel, run: Run, step: int | None, target: Path, merged
         write_base_name(aside / "adapter", loaded.config.name)
         say("Writing the tokenizer")
         loaded.tokenizer.save_pretrained(aside / "tokenizer")
-        if merged:
+        if wanted.merged or wanted.gguf:
             say("Merging the adapter into a copy of the base weights")
             _merge(loaded, source, aside / "merged")
+        if wanted.gguf and converter:
+            say(f"Converting the merged model to GGUF ({wanted.gguf})")
+            convert(converter, aside / "merged", aside / "gguf" / f"{run.id}-{wanted.gguf}.gguf", wanted.gguf)
+        if not wanted.merged:
+            shutil.rmtree(aside / "merged", ignore_errors=True)
         style = style_named(run.finetune.prompt_style)
         write_json(aside / "prompt_style.json", {"name": style.name, "prompt": style.prompt, "after_thought": style.joint})
         write_json(aside / "config.json", {**run.details, "run": run.id, "step": step, "base_hash": loaded.info.base_hash})
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
+    except RunError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         why = getattr(error, "strerror", None) or error
@@ -52,9 +74,42 @@ def export(loaded: LoadedModel, run: Run, step: int | None, target: Path, merged
 
 def _merge(loaded: LoadedModel, adapter: Path, folder: Path) -> None:
     """Merge into weights read afresh, so that the loaded model is never touched."""
-    base = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=loaded.dtype)
+    base = in_plain_numbers(AutoModelForCausalLM.from_pretrained(loaded.folder, **how_to_read(loaded.folder, loaded.dtype)), loaded.dtype)
     config = copy.deepcopy(base.generation_config)
     whole = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     whole.generation_config = config
     whole.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
+
+
+def how_to_read(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Options for `from_pretrained`: into the machine's memory; quantized weights would go to the GPU, beside the model that is loaded."""
+    return {"dtype": dtype, **({"device_map": {"": "cpu"}} if is_quantized(AutoConfig.from_pretrained(folder)) else {})}
+
+
+def is_quantized(config: Any) -> bool:
+    """Whether a model's configuration says that its weights are stored in fewer bits."""
+    return getattr(config, "quantization_config", None) is not None
+
+
+def in_plain_numbers(model: Any, dtype: torch.dtype) -> Any:
+    """The model with 4-bit weights unpacked into numbers of `dtype`; any other as it is. Raises RunError if its kind cannot be unpacked."""
+    if not is_quantized(model.config):
+        return model
+    try:
+        plain = model.dequantize(dtype=dtype)
+    except NotImplementedError as error:
+        raise RunError(f"{CANNOT_UNPACK} ({first_line(error)})") from error
+    if is_quantized(plain.config):
+        raise RunError(CANNOT_UNPACK)
+    return plain
+
+
+def require_room(loaded: LoadedModel, free: int) -> None:
+    """Raise RunError, naming both numbers, if a second copy of the base weights does not fit into the machine's `free` bytes."""
+    needed = loaded.info.parameters * loaded.dtype.itemsize + ROOM_TO_WORK
+    if needed > free:
+        raise RunError(
+            f"Merging needs about {needed / GIB:,.1f} GiB of the machine's memory for a copy of the base weights, but only "
+            f"{max(free, 0) / GIB:,.1f} GiB are free. Export without the merged model, or close other programs."
+        )

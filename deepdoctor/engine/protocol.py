@@ -6,6 +6,9 @@ from typing import Any, Literal
 from deepdoctor.config import ModelConfig, SamplingConfig
 from deepdoctor.prompts import ARTICLE
 
+# numbers that a GGUF file can hold: 16 bit, 8 bit, and a good 4 bit
+GGUF_KINDS = ("bf16", "f16", "q8_0", "q4_k_m")
+
 Phase = Literal["starting", "loading", "ready", "busy", "failed", "dead"]
 
 
@@ -79,11 +82,15 @@ class Finetune:
 
 @dataclass(frozen=True)
 class Export:
-    """Write adapter, tokenizer and, if asked, the merged model of a run to a folder under `<data>/exports/`."""
+    """Write adapter, tokenizer and, if asked, the merged model of a run to a folder under `<data>/exports/`.
+
+    gguf: one of GGUF_KINDS for a GGUF file of the merged model too, which is then merged whether or not it is kept; "" for none.
+    """
 
     run: str
     step: int | None = None
     merged: bool = True
+    gguf: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """One engine session: the loaded model and everything one can ask of it. Used by the engine process, the command line and tests alike."""
 
-from deepdoctor.engine.accelerator import free_bytes, half
+from deepdoctor.engine.accelerator import available_bytes, free_bytes, half
 from deepdoctor.engine.accelerator import prepare as prepare_device
 
 import gc
@@ -17,7 +17,7 @@ from deepdoctor.config import ModelConfig
 from deepdoctor.dataset import held_out_examples
 from deepdoctor.engine.adapters import select_adapter
 from deepdoctor.engine.compare import Pair, Question
-from deepdoctor.engine.export import Say, export
+from deepdoctor.engine.export import Say, export, require_room
 from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.model import Found, Free, LoadedModel, Report, find, first_line, load_found, require_memory, unheard
 from deepdoctor.engine.pairs import Pairs
@@ -246,10 +246,13 @@ class Session:
         run.log(f"Failed: {message}")
 
     def export(self, request: Export, say: Say = print) -> Path:
-        """Write a run's adapter, tokenizer and, if asked, merged model to `<data>/exports/<run>[-step]` and return that folder."""
+        """Write a run's adapter, tokenizer and, if asked, merged model and GGUF to `<data>/exports/<run>[-step]` and return that folder."""
         run = self.runs.get(request.run)
         target = self.data_dir / "exports" / (run.id + (f"-{request.step}" if request.step is not None else ""))
-        return export(self._for(run), run, request.step, target, request.merged, say)
+        loaded = self._for(run)
+        if request.merged or request.gguf:
+            require_room(loaded, available_bytes())
+        return export(loaded, run, request, target, say)
 
 
 def weight_bytes(loaded: LoadedModel) -> int:

@@ -21,6 +21,7 @@ from deepdoctor.ui.train_events import resume_run
 
 MOST_LISTED = 200
 MOST_COMPARED = STYLES
+PAGE_GGUF = "q8_0"  # half of 16 bit, and hardly any worse
 
 
 class RunsEvents:
@@ -101,14 +102,14 @@ class RunsEvents:
         self.context.runs.delete(run.id)
         return [{"open": "", "compare": [each for each in chosen["compare"] if each != run.id]}, gr.update(visible=False)]
 
-    def export(self, chosen: dict[str, Any], merged: bool, profile: gr.OAuthProfile | None = None) -> Iterator[list[Any]]:
+    def export(self, chosen: dict[str, Any], merged: bool, gguf: bool, profile: gr.OAuthProfile | None = None) -> Iterator[list[Any]]:
         """Export the opened run, telling how far it is. Outputs: what is told, the download of the adapter."""
         hidden = gr.update(visible=False)
         try:
             self.context.access.require(name_of(profile), "export a run")
             run = self._opened(chosen)
             yield [note("Waiting for the engine"), hidden]
-            for item in self.context.engine.export(Export(run.id, merged=merged)):
+            for item in self.context.engine.export(Export(run.id, merged=merged, gguf=PAGE_GGUF if gguf else "")):
                 if isinstance(item, Path):
                     yield [note(f"Written to {item}", "ok"), gr.update(value=str(zipped(run)), visible=True)]
                 else:

@@ -33,6 +33,8 @@ watch('value', () => {
 });
 """
 
+GGUF_HINT = "8 bit, for llama.cpp, Ollama and LM Studio. Needs Unsloth and a built llama.cpp on this machine; says so if they are missing"
+
 
 # said beforehand: what is pushed leaves the machine
 QUOTES = "The model card tells base model, rows, recipe and losses, and quotes up to three saved comparisons with their questions."
@@ -74,6 +76,7 @@ class _Parts:
     really: gr.Button
     keep: gr.Button
     merged: gr.Checkbox
+    gguf: gr.Checkbox
     export: gr.Button
     told: gr.HTML
     download: gr.DownloadButton
@@ -110,6 +113,7 @@ def _layout() -> _Parts:
             name = gr.Textbox(label="Name", max_length=80, scale=3, min_width=180)
             rename = gr.Button("Rename", scale=1, min_width=100)
         merged = gr.Checkbox(value=True, label="Export the merged model too", info="Base and adapter as one; as large as the base model")
+        gguf = gr.Checkbox(value=False, label="Export GGUF too", info=GGUF_HINT)
         with gr.Row(elem_classes="dd-run-buttons"):
             export = gr.Button("Export", size="sm", min_width=100)
             resume = gr.Button("Resume", size="sm", min_width=100)
@@ -122,7 +126,7 @@ def _layout() -> _Parts:
         told = _html("")
         download = gr.DownloadButton("Download the adapter (zip)", size="sm", visible=False)
         push = _push_form()
-    actions = (name, rename, resume, delete, question, asked, really, keep, merged, export, told, download, push)
+    actions = (name, rename, resume, delete, question, asked, really, keep, merged, gguf, export, told, download, push)
     return _Parts(table, overlay, opened, shown, settings, log, *actions)
 
 
@@ -150,7 +154,7 @@ def _wire_actions(events: RunsEvents, parts: _Parts, viewed: list[gr.State], dra
     parts.keep.click(events.keep, None, [parts.question], **QUIET)
     deleted = parts.really.click(events.delete, [chosen], [chosen, parts.question], **QUIET)
     deleted.success(events.refresh, viewed, drawn, **QUIET)
-    parts.export.click(events.export, [chosen, parts.merged], [parts.told, parts.download], **QUIET)
+    parts.export.click(events.export, [chosen, parts.merged, parts.gguf], [parts.told, parts.download], **QUIET)
 
 
 def _html(value: str, **options: Any) -> gr.HTML:

@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deepdoctor.engine.export import export
+from deepdoctor.engine.export import export, how_to_read, in_plain_numbers, require_room
 from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.engine.session import Session
@@ -90,14 +92,14 @@ def test_an_export_is_replaced_as_a_whole(trained: Trained, tmp_path: Path) -> N
     session, run = trained
     target = tmp_path / "out"
     for merged in (True, False):
-        export(tiny.model_of(session), run, None, target, merged, silent)
+        export(tiny.model_of(session), run, Export(run.id, merged=merged), target, silent)
     assert not (target / "merged").exists()
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
 
 
 def test_it_says_what_it_does(trained: Trained, tmp_path: Path) -> None:
     said: list[str] = []
-    export(tiny.model_of(trained[0]), trained[1], None, tmp_path / "out", True, said.append)
+    export(tiny.model_of(trained[0]), trained[1], Export(trained[1].id), tmp_path / "out", said.append)
     assert [line.split()[0] for line in said] == ["Writing", "Writing", "Merging"]
 
 
@@ -114,7 +116,7 @@ def test_a_folder_that_cannot_be_written(trained: Trained, tmp_path: Path, block
     (tmp_path / "file").write_text("mine")
     target = tmp_path / "file" if blocked == "target" else tmp_path / "file" / "out"
     with pytest.raises(RunError, match="could not be written"):
-        export(tiny.model_of(trained[0]), trained[1], None, target, False, silent)
+        export(tiny.model_of(trained[0]), trained[1], Export(trained[1].id, merged=False), target, silent)
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -137,7 +139,7 @@ def test_a_full_disk_leaves_the_export_before_and_nothing_half_written(trained: 
     target.mkdir()
     (target / "before").touch()
     with largest_file(size), pytest.raises(RunError, match=r"could not be written.*Free some space"):
-        export(tiny.model_of(session), run, None, target, True, silent)
+        export(tiny.model_of(session), run, Export(run.id), target, silent)
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
     assert [each.name for each in target.iterdir()] == ["before"]
 
@@ -148,5 +150,55 @@ def test_a_base_that_has_gone_is_told_and_nothing_is_left(trained: Trained, llam
     session = tiny.open_session(tmp_path / "data", copied)
     shutil.rmtree(copied)
     with pytest.raises((RunError, ModelError)):
-        export(tiny.model_of(session), trained[1], None, tmp_path / "out", True, silent)
+        export(tiny.model_of(session), trained[1], Export(trained[1].id), tmp_path / "out", silent)
     assert [each.name for each in tmp_path.iterdir()] == ["data"]
+
+
+class Packed:
+    """A model as transformers holds one in 4 bits: unpacking takes the note out of its configuration, unless it `keeps` it."""
+
+    def __init__(self, unpacks: bool = True, keeps: bool = False) -> None:
+        self.config = SimpleNamespace(quantization_config={"quant_method": "bitsandbytes"})
+        self.unpacks, self.keeps = unpacks, keeps
+        self.dtype: torch.dtype | None = None
+
+    def dequantize(self, dtype: torch.dtype) -> "Packed":
+        if not self.unpacks:
+            raise NotImplementedError("awq has no implementation of `dequantize`")
+        self.dtype = dtype
+        if not self.keeps:
+            del self.config.quantization_config
+        return self
+
+
+def test_four_bit_weights_are_unpacked_before_merging() -> None:
+    packed = Packed()
+    assert in_plain_numbers(packed, torch.float16) is packed
+    assert packed.dtype == torch.float16
+
+
+@pytest.mark.parametrize("packed", [Packed(unpacks=False), Packed(keeps=True)], ids=["cannot", "does not"])
+def test_weights_that_cannot_be_unpacked_are_not_merged_into(packed: Packed) -> None:
+    with pytest.raises(RunError, match="cannot be unpacked, so nothing can be merged"):
+        in_plain_numbers(packed, torch.float16)
+
+
+def test_plain_weights_are_merged_into_as_they_are(llama: Path) -> None:
+    model = tiny.plain(llama)
+    assert in_plain_numbers(model, torch.bfloat16) is model
+    assert model.dtype == torch.float32
+
+
+def test_quantized_files_are_read_into_the_machine_s_memory(llama: Path, tmp_path: Path) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    assert how_to_read(tmp_path, torch.float16) == {"dtype": torch.float16, "device_map": {"": "cpu"}}
+    assert how_to_read(llama, torch.float16) == {"dtype": torch.float16}
+
+
+def test_a_merge_that_the_memory_cannot_hold_is_refused_with_both_numbers(trained: Trained) -> None:
+    loaded = tiny.model_of(trained[0])
+    require_room(loaded, 2**30)
+    with pytest.raises(RunError, match=r"about 0\.3 GiB .* only 0\.2 GiB are free"):
+        require_room(loaded, 2**30 // 5)

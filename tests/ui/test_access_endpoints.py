@@ -158,8 +158,8 @@ def test_the_owner_does_what_a_stranger_with_the_run_open_cannot(space: Space) -
     assert run.name == "the one"
     assert "Renamed to two" in owner.ask(rename, [None, "two"])
     assert run.name == "two"
-    assert REFUSED in stranger.ask(export, [None, False])
-    assert "Written to" in owner.ask(export, [None, False])
+    assert REFUSED in stranger.ask(export, [None, False, False])
+    assert "Written to" in owner.ask(export, [None, False, False])
     assert REFUSED in stranger.ask(delete, [None])
     assert run.path.exists()
     owner.ask(delete, [None])

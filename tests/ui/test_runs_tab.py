@@ -7,6 +7,7 @@ import gradio as gr
 import pytest
 
 from deepdoctor.config import PRESETS, DatasetConfig, ModelConfig
+from deepdoctor.engine.protocol import Export
 from deepdoctor.errors import RunError
 from deepdoctor.prompts import ARTICLE
 from deepdoctor.runs import Run
@@ -180,10 +181,10 @@ def test_export_tells_its_progress_and_offers_the_adapter(events: RunsEvents, co
     run = fake_run(tmp_path)
     assert isinstance(context.engine, FakeEngine)
     context.engine.feed_export(["Writing the adapter", tmp_path / "exports" / run.id])
-    said = list(events.export(opened(run), False))
+    said = list(events.export(opened(run), False, True))
     assert [part[0] for part in said[1:2]] == ['<p class="dd-note ">Writing the adapter</p>']
     assert str(tmp_path / "exports" / run.id) in said[-1][0]
-    assert not context.engine.exported[0].merged
+    assert context.engine.exported == [Export(run.id, merged=False, gguf="q8_0")]
     with zipfile.ZipFile(said[-1][1]["value"]) as archive:
         assert "adapter_model.safetensors" in archive.namelist()
 
@@ -192,7 +193,7 @@ def test_an_export_that_fails_says_why(events: RunsEvents, context: Context, tmp
     run = fake_run(tmp_path)
     assert isinstance(context.engine, FakeEngine)
     context.engine.feed_export(["Writing the adapter", RunError("The disk is full.")])
-    words, download = list(events.export(opened(run), True))[-1]
+    words, download = list(events.export(opened(run), True, False))[-1]
     assert "The disk is full." in words
     assert not download["visible"]
 
