@@ -127,6 +127,8 @@ def test_a_held_out_question_is_answered_by_both_sides_in_their_own_ways(desk: P
     desk.get_by_label("Or pick a held-out case").click()
     desk.get_by_role("option").first.click()
     expect(desk.get_by_label("Question", exact=True)).not_to_have_value("")
+    # as the report's figures are made: drawn at random, a few tuned answers still come as a list (nano/README.md)
+    desk.get_by_label("Temperature").locator("visible=true").fill("0")
     desk.locator("#dd-compare").click()
     for side in ("base", "tuned"):
         expect(desk.locator(f".dd-side[data-side={side}]")).to_have_attribute("data-phase", "ended", timeout=2 * MINUTES)
