@@ -2,13 +2,13 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deepdoctor.errors import ConfigError
+from deepdoctor.files import holds_runs
 from deepdoctor.prompts import STYLES
 
 EMBEDDED_MODEL = "nano"
@@ -132,8 +132,11 @@ class FinetuneConfig(Config):
     max_steps: int = _setting(60, "Steps", "Optimizer steps; 0 trains whole epochs instead", basic=True, ge=0, le=1_000_000)
     epochs: float = _setting(1.0, "Epochs", "Passes over the rows; used when steps is 0", basic=True, gt=0, le=100)
     learning_rate: float = _setting(2e-4, "Learning rate", "Peak learning rate of the adapter", basic=True, gt=0, le=1)
-    batch_size: int = _setting(2, "Batch size", "Rows computed at once on one device", basic=True, ge=1, le=256)
+    batch_size: int = _setting(2, "Batch size", "Rows computed at once on one device; see Batches", basic=True, ge=1, le=256)
     accumulation: int = _setting(4, "Accumulation", "Batches added up before each optimizer step", basic=True, ge=1, le=1024)
+    batching: Literal["auto", "as_set"] = _setting(
+        "as_set", "Batches", "auto: as many rows a step as batch size × accumulation, in the largest batches that fit"
+    )
     lora_rank: int = _setting(16, "LoRA rank", "Width of the adapter", basic=True, ge=1, le=512)
     lora_alpha: int = _setting(16, "LoRA alpha", "The adapter is scaled by alpha / rank", ge=1, le=1024)
     lora_dropout: float = _setting(0.0, "LoRA dropout", "Share of adapter inputs dropped in training", ge=0, lt=1)
@@ -146,9 +149,14 @@ class FinetuneConfig(Config):
     )
     weight_decay: float = _setting(0.01, "Weight decay", "AdamW's weight decay", ge=0, le=1)
     base_precision: Literal["auto", "16bit", "4bit"] = _setting(
-        "4bit", "Base in", "4bit holds the base in NF4; auto: as it is loaded. A GPU setting, ignored on a CPU"
+        "4bit", "Base in", "4bit holds the base in NF4; auto: as it is loaded, or 4bit if it does not fit. A GPU setting, ignored on a CPU"
     )
-    gradient_checkpointing: bool = _setting(True, "Gradient checkpointing", "Less memory, more arithmetic; a GPU setting, off on a CPU")
+    gradient_checkpointing: Literal["auto", "on", "off"] = _setting(
+        "on", "Gradient checkpointing", "Less memory, more arithmetic; auto: only if needed. A GPU setting, off on a CPU"
+    )
+    attention: Literal["auto", "pytorch", "cudnn"] = _setting("auto", "Attention by", "Whose kernels; a GPU setting, ignored on a CPU")
+    padded_to: int = _setting(0, "Pad to multiples of", "Tokens a batch's length is rounded up to; 1: not; 0: chosen", ge=0, le=1024)
+    loader_workers: int = _setting(0, "Loader workers", "Processes that pad batches ahead; 0: the trainer does it itself", ge=0, le=16)
     seed: int = _setting(SEED, "Seed", "Row order and the adapter's first values", ge=0, le=2**31 - 1)
     logging_steps: int = _setting(10, "Log every", "Steps between two points of the loss plot", ge=1, le=10_000)
     eval_steps: int = _setting(20, "Evaluate every", "Steps between two held-out losses; 0: only first and last", ge=0, le=100_000)
@@ -160,6 +168,11 @@ class FinetuneConfig(Config):
     probe_tokens: int = _setting(400, "Probe length", "Most new tokens of a probe answer", ge=1, le=4096)
     wandb: Literal["off", "offline", "online"] = _setting("off", "Weights & Biases", "online needs WANDB_API_KEY", basic=True)
     wandb_project: str = _setting("deepdoctor", "W&B project", "Project the run is logged to", min_length=1)
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _reads_older_files(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -178,6 +191,8 @@ class FinetuneConfig(Config):
         return self.max_steps or max(1, round(per_epoch * self.epochs))
 
 
+# what the planner may choose in a preset that reproduces nobody's run
+AUTOMATIC: dict[str, Any] = {"batching": "auto", "base_precision": "auto", "gradient_checkpointing": "auto"}
 PRESETS: dict[str, FinetuneConfig] = {
     "article": FinetuneConfig(),
     "quick": FinetuneConfig(
@@ -186,17 +201,14 @@ PRESETS: dict[str, FinetuneConfig] = {
         learning_rate=4e-3,
         batch_size=8,
         accumulation=1,
-        base_precision="auto",
-        gradient_checkpointing=False,
+        **AUTOMATIC,
         optimizer="adamw_torch",
         logging_steps=1,
         eval_steps=10,
         checkpoint_steps=10,
         probe_steps=10,
     ),
-    "full_epoch": FinetuneConfig(
-        preset="full_epoch", base_precision="auto", max_steps=0, eval_steps=100, checkpoint_steps=100, probe_steps=100
-    ),
+    "full_epoch": FinetuneConfig(preset="full_epoch", **AUTOMATIC, max_steps=0, eval_steps=100, checkpoint_steps=100, probe_steps=100),
 }
 
 
@@ -285,18 +297,3 @@ class Settings(Config):
             values["data_dir"] = SPACE_STORAGE
         values |= {name: os.environ[title] for title, name in names.items() if os.environ.get(title)}
         return cls.of({**values, **{name: value for name, value in (given or {}).items() if value is not None}})
-
-
-def holds_runs(storage: Path) -> bool:
-    """Whether a disk is mounted there on which files can be written, appended to and renamed; a bucket may refuse to append."""
-    if not os.path.ismount(storage):
-        return False
-    try:
-        with tempfile.TemporaryDirectory(dir=storage, prefix=".deepdoctor-") as folder:
-            first, second = Path(folder) / "first", Path(folder) / "second"
-            first.write_bytes(b"a")
-            with first.open("ab") as file:
-                file.write(b"b")
-            return first.rename(second).read_bytes() == b"ab"
-    except OSError:
-        return False

@@ -75,3 +75,18 @@ def read_rows(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
         if isinstance(row, dict):
             rows.append(row)
     return rows, start + len(whole) + len(newline)
+
+
+def holds_runs(storage: Path) -> bool:
+    """Whether a disk is mounted there on which files can be written, appended to and renamed; a bucket may refuse to append."""
+    if not os.path.ismount(storage):
+        return False
+    try:
+        with tempfile.TemporaryDirectory(dir=storage, prefix=".deepdoctor-") as folder:
+            first, second = Path(folder) / "first", Path(folder) / "second"
+            first.write_bytes(b"a")
+            with first.open("ab") as file:
+                file.write(b"b")
+            return first.rename(second).read_bytes() == b"ab"
+    except OSError:
+        return False

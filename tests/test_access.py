@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deepdoctor.access import OAUTH, Access
-from deepdoctor.config import Settings, holds_runs
+from deepdoctor.config import Settings
 from deepdoctor.errors import AccessError, ConfigError
 
 SPACE = {"SPACE_ID": "alice/deepdoctor", "SPACE_AUTHOR_NAME": "alice", "SYSTEM": "spaces"} | dict.fromkeys(OAUTH, "given")
@@ -100,22 +100,3 @@ def test_a_space_listens_to_everyone_and_a_given_folder_wins(monkeypatch: pytest
     assert Settings.from_environment({"host": "127.0.0.1"}).host == "127.0.0.1"
     monkeypatch.delenv("SPACE_ID")
     assert Settings.from_environment().host == "127.0.0.1"
-
-
-def test_only_a_mounted_disk_that_can_be_appended_to_holds_runs(tmp_path: Path) -> None:
-    assert not holds_runs(tmp_path), "a folder of the disk that a restart empties"
-    assert not holds_runs(tmp_path / "missing")
-    assert not Settings(data_dir=Path("/not-mounted/deepdoctor")).data_lasts
-
-
-@pytest.mark.skipif(not Path("/dev/shm").is_mount(), reason="needs a second disk to write to; Linux has one in memory")
-def test_a_mounted_disk_holds_runs_and_is_left_as_it_was() -> None:
-    before = sorted(Path("/dev/shm").iterdir())
-    assert holds_runs(Path("/dev/shm"))
-    assert sorted(Path("/dev/shm").iterdir()) == before
-    assert Settings(data_dir=Path("/dev/shm/deepdoctor/runs")).data_lasts
-
-
-@pytest.mark.skipif(not Path("/proc").is_mount(), reason="needs a mounted disk that refuses files")
-def test_a_disk_that_refuses_files_holds_no_runs() -> None:
-    assert not holds_runs(Path("/proc"))

@@ -57,11 +57,11 @@ def test_every_training_setting_is_a_flag(name: str) -> None:
 
 
 def test_flags_become_checked_settings() -> None:
-    given = ["finetune", "--learning-rate", "1e-3", "--no-gradient-checkpointing", "--probe-questions", "A?", "--probe-questions", "B?"]
+    given = ["finetune", "--learning-rate", "1e-3", "--gradient-checkpointing", "off", "--probe-questions", "A?", "--probe-questions", "B?"]
     given += ["--dataset-source", "hub", "--dataset-first-rows", "all"]
     options = parser().parse_args(given)
     recipe = FinetuneConfig().changed(**settings_given(options, FinetuneConfig, "finetune"))
-    assert (recipe.learning_rate, recipe.gradient_checkpointing, recipe.probe_questions) == (1e-3, False, ("A?", "B?"))
+    assert (recipe.learning_rate, recipe.gradient_checkpointing, recipe.probe_questions) == (1e-3, "off", ("A?", "B?"))
     rows = DatasetConfig.of(settings_given(options, DatasetConfig, "dataset"))
     assert (rows.source, rows.first_rows) == ("hub", None)
 

@@ -20,6 +20,9 @@ def test_the_article_preset_is_the_source_recipe() -> None:
         "learning_rate": 2e-4,
         "batch_size": 2,
         "accumulation": 4,
+        "batching": "as_set",
+        "base_precision": "4bit",
+        "gradient_checkpointing": "on",
         "warmup_steps": 5,
         "lora_rank": 16,
         "lora_alpha": 16,
@@ -124,6 +127,14 @@ def test_what_is_wrong_is_told_in_plain_words(name: str, value: Any, says: str) 
     with pytest.raises(ConfigError) as caught:
         FinetuneConfig.of({name: value})
     assert str(caught.value) == says
+
+
+@pytest.mark.parametrize(("before", "now"), [(True, "on"), (False, "off")])
+def test_a_recipe_from_before_the_planner_means_what_it_meant(before: bool, now: str) -> None:
+    newer = {"batching", "attention", "padded_to", "loader_workers"}
+    old = {name: value for name, value in PRESETS["quick"].model_dump().items() if name not in newer}
+    read = FinetuneConfig.of({**old, "batch_size": 2, "gradient_checkpointing": before})
+    assert (read.gradient_checkpointing, read.batching, read.batch_size) == (now, "as_set", 2)
 
 
 def test_settings_that_do_not_fit_each_other_are_refused() -> None:

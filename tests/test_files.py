@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from deepdoctor.files import append_row, read_rows, write_json, write_text
+from deepdoctor.config import Settings
+from deepdoctor.files import append_row, holds_runs, read_rows, write_json, write_text
 
 
 def test_a_file_is_replaced_with_its_folder_made(tmp_path: Path) -> None:
@@ -92,3 +93,22 @@ def test_every_value_of_a_row_survives(tmp_path: Path) -> None:
     row: dict[str, Any] = {"a": None, "b": True, "c": 1e-9, "d": '\u2028 \\ " {x}', "e": [1, {"f": 2}]}
     append_row(tmp_path / "rows.jsonl", row)
     assert read_rows(tmp_path / "rows.jsonl")[0] == [row]
+
+
+def test_only_a_mounted_disk_that_can_be_appended_to_holds_runs(tmp_path: Path) -> None:
+    assert not holds_runs(tmp_path), "a folder of the disk that a restart empties"
+    assert not holds_runs(tmp_path / "missing")
+    assert not Settings(data_dir=Path("/not-mounted/deepdoctor")).data_lasts
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_mount(), reason="needs a second disk to write to; Linux has one in memory")
+def test_a_mounted_disk_holds_runs_and_is_left_as_it_was() -> None:
+    before = sorted(Path("/dev/shm").iterdir())
+    assert holds_runs(Path("/dev/shm"))
+    assert sorted(Path("/dev/shm").iterdir()) == before
+    assert Settings(data_dir=Path("/dev/shm/deepdoctor/runs")).data_lasts
+
+
+@pytest.mark.skipif(not Path("/proc").is_mount(), reason="needs a mounted disk that refuses files")
+def test_a_disk_that_refuses_files_holds_no_runs() -> None:
+    assert not holds_runs(Path("/proc"))

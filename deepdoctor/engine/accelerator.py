@@ -5,7 +5,8 @@ Whatever imports transformers, peft or trl imports this module first. UNSLOTH=of
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +46,17 @@ def prepare(most_gib: float | None) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     total = torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction(min(1.0, most_gib * GIB / total) if most_gib else 1.0)
+
+
+@contextmanager
+def attention_by(kernels: str) -> Iterator[None]:
+    """Within this, attention is computed by "cudnn" where it can, or without it by "pytorch"."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(kernels == "cudnn")
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 @dataclass(frozen=True)

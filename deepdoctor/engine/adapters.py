@@ -20,7 +20,7 @@ from deepdoctor.errors import ModelError
 SELECTED_AT_MOST = 4
 
 
-def fresh_adapter(loaded: LoadedModel, config: FinetuneConfig) -> PeftModel:
+def fresh_adapter(loaded: LoadedModel, config: FinetuneConfig, checkpointing: bool = False) -> PeftModel:
     """Attach a new LoRA adapter for training (its second factor is zero: no change yet); all others are dropped.
 
     Were others attached, the trainer would write them into each checkpoint and, resuming, look for the trained one in the wrong place.
@@ -39,7 +39,7 @@ def fresh_adapter(loaded: LoadedModel, config: FinetuneConfig) -> PeftModel:
         for name in list(loaded.peft.peft_config):
             loaded.peft.delete_adapter(name)
         loaded.selected.clear()
-    loaded.peft = loaded.backend.attach(loaded.peft or loaded.base, lora, config)
+    loaded.peft = loaded.backend.attach(loaded.peft or loaded.base, lora, config.seed, checkpointing)
     loaded.peft.set_adapter(TRAINED)
     return loaded.peft
 

@@ -10,7 +10,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from deepdoctor.config import FinetuneConfig
 from deepdoctor.errors import ModelError
 
 TRAINED = "default"
@@ -25,7 +24,7 @@ class Backend(Protocol):
     def load(self, folder: str, dtype: torch.dtype, four_bit: bool) -> tuple[Any, list[str]]:
         """A causal language model from a folder in numbers of `dtype`, and the names of weights that the folder lacks."""
 
-    def attach(self, model: Any, lora: LoraConfig, recipe: FinetuneConfig) -> PeftModel:
+    def attach(self, model: Any, lora: LoraConfig, seed: int, checkpointing: bool) -> PeftModel:
         """The model, bare or with adapters, with one more adapter called TRAINED that is ready to be trained."""
 
     def rest(self, model: Any) -> None:
@@ -51,7 +50,7 @@ class Transformers:
         model, found = answer
         return model, sorted(found["missing_keys"]) + sorted(str(each[0]) for each in found["mismatched_keys"])
 
-    def attach(self, model: Any, lora: LoraConfig, recipe: FinetuneConfig) -> PeftModel:  # noqa: ARG002
+    def attach(self, model: Any, lora: LoraConfig, seed: int, checkpointing: bool) -> PeftModel:  # noqa: ARG002
         """By PEFT."""
         if isinstance(model, PeftModel):
             model.add_adapter(TRAINED, lora)
@@ -82,16 +81,16 @@ class Unsloth:
         names = {name for name, _ in model.named_parameters()} - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
         return model, sorted(names - stored_names(Path(folder)))
 
-    def attach(self, model: Any, lora: LoraConfig, recipe: FinetuneConfig) -> PeftModel:
+    def attach(self, model: Any, lora: LoraConfig, seed: int, checkpointing: bool) -> PeftModel:
         """By `get_peft_model`, or for a model with adapters by PEFT and the same patches again."""
         from unsloth import FastLanguageModel
 
-        checkpointing = "unsloth" if recipe.gradient_checkpointing else False
+        kind = "unsloth" if checkpointing else False
         if isinstance(model, PeftModel):
             model.add_adapter(TRAINED, lora)
             model.set_adapter(TRAINED)
-            FastLanguageModel.patch_peft_model(model, use_gradient_checkpointing=checkpointing)
-            return FastLanguageModel.for_training(model, use_gradient_checkpointing=checkpointing) or model
+            FastLanguageModel.patch_peft_model(model, use_gradient_checkpointing=kind)
+            return FastLanguageModel.for_training(model, use_gradient_checkpointing=kind) or model
         made = FastLanguageModel.get_peft_model(
             model,
             r=lora.r,
@@ -99,11 +98,11 @@ class Unsloth:
             lora_dropout=lora.lora_dropout,
             target_modules=sorted(lora.target_modules or ()),
             bias="none",
-            use_gradient_checkpointing=checkpointing,
-            random_state=recipe.seed,
+            use_gradient_checkpointing=kind,
+            random_state=seed,
             use_rslora=lora.use_rslora,
         )
-        return FastLanguageModel.for_training(made, use_gradient_checkpointing=checkpointing) or made
+        return FastLanguageModel.for_training(made, use_gradient_checkpointing=kind) or made
 
     def rest(self, model: Any) -> None:
         """Evaluation mode without gradient checkpointing."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepdoctor.engine.forward import attention, groups_of, head, hidden_states, rotations
 from deepdoctor.engine.model import LoadedModel
-from deepdoctor.plan import EVALUATED_PLACES, EVALUATED_ROWS, EVALUATED_TOKENS
+from deepdoctor.estimates import EVALUATED_PLACES, EVALUATED_ROWS, EVALUATED_TOKENS
 from deepdoctor.tokens import Encoded
 
 

@@ -1,5 +1,7 @@
 """finetune(loaded, run): LoRA fine-tuning of the loaded model by TRL, written into the run's folder. Alone imports the trainer."""
 
+from deepdoctor.engine.accelerator import GIB, attention_by
+
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -9,15 +11,15 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer
 from trl import SFTConfig, SFTTrainer
 
-from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.adapters import fresh_adapter, write_base_name
 from deepdoctor.engine.backends import TRAINED
 from deepdoctor.engine.follow import Follow, peak_bytes
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.engine.tracking import Tracker
+from deepdoctor.estimates import How
 from deepdoctor.files import write_json
-from deepdoctor.plan import plan
+from deepdoctor.plan import Plan, plan, roughly
 from deepdoctor.runs import Run
 
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
@@ -36,17 +38,18 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
         resume = False
     run.claim()
     rows = prepare_rows(loaded, run)
-    model = fresh_adapter(loaded, config)
-    steps = config.steps_for(len(rows.train))
+    planned = plan(config, loaded.info, [len(row.ids) for row in rows.train])
+    model, how, steps = fresh_adapter(loaded, config, planned.how.checkpointing), planned.how, planned.steps
     run.set_status(steps=steps, message="Training", rows=len(rows.train), trainable_parameters=_trainable(model), resumed=resume)
-    _note_how(loaded, run, [len(row.ids) for row in rows.train])
+    _note_how(loaded, run, planned)
     run.log(f"{'Resuming from step ' + str(checkpoints[-1]) if resume else 'Training'}: {len(rows.train)} rows, {steps} steps.")
     follow = Follow(loaded, run, rows, Tracker(run), should_stop)
     trainer: Any = (SFTTrainer if loaded.device.type == "cuda" else PlainLossTrainer)(
         model=model,
-        args=trainer_arguments(config, run, steps, loaded),
+        args=trainer_arguments(run, how, steps, loaded),
         train_dataset=Dataset.from_dict(rows.columns()),
-        data_collator=DataCollatorForSeq2Seq(loaded.tokenizer),  # pads labels with what is not trained on
+        # pads labels with what is not trained on
+        data_collator=DataCollatorForSeq2Seq(loaded.tokenizer, pad_to_multiple_of=how.padded_to),
         processing_class=loaded.tokenizer,
         callbacks=[follow],
     )
@@ -54,7 +57,8 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
     try:
         if resume:
             run.append_metric({"resumed_from": checkpoints[-1]})
-        trainer.train(resume_from_checkpoint=str(run.checkpoint_dir(checkpoints[-1])) if resume else None)
+        with attention_by(how.attention):
+            trainer.train(resume_from_checkpoint=str(run.checkpoint_dir(checkpoints[-1])) if resume else None)
     finally:
         loaded.base.__dict__.pop("forward", None)  # TRL has wrapped it; the next run would wrap the wrapper
         loaded.backend.rest(model)
@@ -71,20 +75,20 @@ class PlainLossTrainer(SFTTrainer):
         return Trainer.compute_loss(self, *args, **kwargs)
 
 
-def trainer_arguments(config: FinetuneConfig, run: Run, steps: int, loaded: LoadedModel) -> SFTConfig:
-    """The run's recipe as TRL's arguments."""
-    on_gpu = loaded.device.type == "cuda"
+def trainer_arguments(run: Run, how: How, steps: int, loaded: LoadedModel) -> SFTConfig:
+    """The run's recipe, computed as `how` says, as TRL's arguments."""
+    config, on_gpu = run.finetune, loaded.device.type == "cuda"
     return SFTConfig(
         output_dir=str(run.path / "checkpoints"),
         max_steps=steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
+        per_device_train_batch_size=how.batch,
+        gradient_accumulation_steps=how.accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.scheduler,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         optim=config.optimizer if on_gpu else "adamw_torch",
-        gradient_checkpointing=config.gradient_checkpointing and on_gpu and loaded.backend.name == "transformers",  # Unsloth has its own
+        gradient_checkpointing=how.checkpointing and loaded.backend.name == "transformers",  # Unsloth has its own
         max_length=None,
         seed=config.seed,
         data_seed=config.seed,
@@ -97,14 +101,18 @@ def trainer_arguments(config: FinetuneConfig, run: Run, steps: int, loaded: Load
         disable_tqdm=True,
         use_cpu=loaded.device.type == "cpu",
         dataloader_pin_memory=on_gpu,
+        dataloader_num_workers=how.workers,
         remove_unused_columns=False,
     )
 
 
-def _note_how(loaded: LoadedModel, run: Run, lengths: list[int]) -> None:
-    """Write down in which numbers and by which library it trains and what it is expected to need; on a GPU the peak counts from here."""
-    planned = plan(run.finetune, loaded.info, lengths).memory_bytes
-    run.set_status(precision=loaded.info.precision, backend=loaded.info.backend, device=loaded.info.device, planned_bytes=planned)
+def _note_how(loaded: LoadedModel, run: Run, planned: Plan) -> None:
+    """Write down by what and how it trains, why, and what it is expected to take; on a GPU the peak counts from here."""
+    run.set_status(precision=loaded.info.precision, backend=loaded.info.backend, device=loaded.info.device)
+    run.set_status(plan=planned.prediction(), planned_bytes=planned.memory_bytes)
+    for choice in planned.choices:
+        run.log(f"{choice.name}: {choice.value}. {choice.why}")
+    run.log(f"Planned: about {roughly(planned.seconds)}, peak memory about {planned.memory_bytes / GIB:.1f} GiB.")
     if loaded.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 

@@ -21,7 +21,7 @@ from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.forward import why_unpaired
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import ModelError
-from deepdoctor.plan import fits_in_16_bits, needed_in_4_bits
+from deepdoctor.estimates import fits_in_16_bits, needed_in_4_bits
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "nano" / "model"
@@ -227,6 +227,7 @@ def _info(config: ModelConfig, base: Any, tokenizer: PreTrainedTokenizerBase, da
         backend=how[0],
         parameters=base.num_parameters(),
         layers=len(layers),
+        heads=base.config.num_attention_heads,
         hidden_size=base.config.hidden_size,
         vocabulary=base.config.vocab_size,
         max_length=base.config.max_position_embeddings,

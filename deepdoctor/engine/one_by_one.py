@@ -19,7 +19,7 @@ from deepdoctor.engine.adapters import as_side
 from deepdoctor.engine.decode import Row, finish_of, require_room
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.sampling import Sampler
-from deepdoctor.plan import EVALUATED_PLACES
+from deepdoctor.estimates import EVALUATED_PLACES
 from deepdoctor.tokens import Encoded
 
 # one pair, or a study's question with its native arm: who comes next waits and is told so

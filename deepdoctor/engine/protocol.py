@@ -19,6 +19,7 @@ class ModelInfo:
     projections: per adapted module kind, (inputs, outputs) of one layer; flops: measured forward rate in FLOP/s of a matrix product
     on this device; memory_bytes: what the device has in all. tokenizer_file: a tokenizer.json that `tokenizers` can read. backend: the
     library that loaded it and trains it. decoding: why it is not decoded in pairs but one side after the other; "" if it is.
+    heads: attention's query heads.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelInfo:
     memory_bytes: int
     backend: str = "transformers"
     decoding: str = ""
+    heads: int = 0
 
 
 @dataclass(frozen=True)

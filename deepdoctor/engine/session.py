@@ -23,10 +23,11 @@ from deepdoctor.engine.model import Found, Free, LoadedModel, Report, find, firs
 from deepdoctor.engine.pairs import Pairs
 from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
+from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, told
 from deepdoctor.hub_adapters import PREFIX, HubAdapter, HubAdapters
 from deepdoctor.overlap import graded
-from deepdoctor.plan import precision_for
+from deepdoctor.plan import plan
 from deepdoctor.runs import Run, Runs
 from deepdoctor.studies.progress import keep_losses
 from deepdoctor.studies.study import Studies, Study
@@ -179,9 +180,11 @@ class Session:
         return self.comparisons.save(replace(latest, seen=seen))
 
     def _in_precision(self, run: Run) -> LoadedModel:
-        """The run's model in the precision that its recipe asks for; on a CPU there is only one."""
+        """The run's model in the precision that its plan asks for; only Unsloth can load it anew."""
         loaded = self._for(run)
-        wanted = precision_for(run.finetune, loaded.info)
+        if loaded.info.backend != "unsloth":
+            return loaded
+        wanted = plan(run.finetune, loaded.info, [len(row.ids) for row in prepare_rows(loaded, run).train]).how.precision
         if wanted == loaded.info.precision:
             return loaded
         sixteen = str(half()).removeprefix("torch.")
@@ -225,6 +228,7 @@ class Session:
             self._failed(run, f"{type(error).__name__}: {error}")
             raise
         run.set_status(wall_seconds=round(time.perf_counter() - began, 1))
+        _keep_outcome(run, resume)
         return run
 
     def prepare(self, study_id: str, should_stop: Ask = never) -> Study:
@@ -253,6 +257,13 @@ class Session:
         if request.merged or request.gguf:
             require_room(loaded, available_bytes())
         return export(loaded, run, request, target, say)
+
+
+def _keep_outcome(run: Run, resumed: bool) -> None:
+    """Write what a whole run took beside what was planned; a part of one tells nothing about the plan."""
+    status = run.status
+    if run.state == "finished" and not resumed:
+        run.set_status(plan={**status["plan"], "took_seconds": status["wall_seconds"], "peak_bytes": status["peak_bytes"]})
 
 
 def weight_bytes(loaded: LoadedModel) -> int:

@@ -8,7 +8,8 @@ import gradio as gr
 
 from deepdoctor.config import EMBEDDED_MODEL, SamplingConfig
 from deepdoctor.dataset import HeldOutCase, held_out_examples
-from deepdoctor.plan import QUICK_SECONDS, roughly
+from deepdoctor.estimates import QUICK_SECONDS
+from deepdoctor.plan import roughly
 from deepdoctor.prompts import ARTICLE, STYLES
 from deepdoctor.ui import history, transcript
 from deepdoctor.ui.compare_events import SHOW_REFERENCE, Handlers, toggle_reference

@@ -10,6 +10,7 @@ LABELS = {
     "source": SOURCES,
     "prompt_style": {name: style.label for name, style in STYLES.items()},
     "supervision": SUPERVISION,
+    "attention": {"pytorch": "PyTorch", "cudnn": "cuDNN"},
 }
 
 

@@ -11,7 +11,7 @@ from deepdoctor.catalogue import KNOWN, known
 from deepdoctor.config import EMBEDDED_MODEL, ModelConfig
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import ConfigError, DeepDoctorError, ModelError
-from deepdoctor.plan import FOUR_BIT_BYTES, fits_in_16_bits, needed_in_4_bits
+from deepdoctor.estimates import FOUR_BIT_BYTES, fits_in_16_bits, needed_in_4_bits
 from deepdoctor.ui.components import note, user_errors
 from deepdoctor.ui.context import Context, name_of
 from deepdoctor.ui.form import Form, problems_of

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, get_origin
 
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig
-from deepdoctor.plan import Plan, on_gpu, roughly
+from deepdoctor.estimates import on_gpu
+from deepdoctor.plan import Plan, roughly
 from deepdoctor.runs import Run
 from deepdoctor.ui.components import badge, empty_state, escape, note, render_answer, stats
 from deepdoctor.ui.labels import LABELS, label_of_choice
@@ -22,8 +24,6 @@ DATASET_SETTINGS = {
     "file": {"source", "path", "first_rows", "question_column", "reasoning_column", "response_column"},
     "hub": set(DatasetConfig.model_fields) - {"path"},
 }
-# how many bits a number of the base has
-BITS = {"4bit": "4-bit", "16bit": "16-bit", "float16": "16-bit", "bfloat16": "16-bit", "float32": "32-bit"}
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -77,7 +77,16 @@ def progress(run: Run, rows: Rows) -> str:
     bar = f'<progress class="dd-bar" max="1" value="{share:.4f}" aria-label="Training progress">{share:.0%}</progress>'
     heading = f'<div class="dd-run-head"><h3>{escape(run.name)}</h3>{state_badge(status["state"])}</div>'
     line = f'<p class="dd-run-times">{" · ".join(times)}</p>'
-    return f"{heading}{bar}{line}{_message(status)}{_numbers(rows)}{_memory(status)}{_wandb(status)}"
+    return f"{heading}{bar}{line}{_message(status)}{_numbers(rows)}{_outcome(status)}{_memory(status)}{_wandb(status)}"
+
+
+def _outcome(status: Mapping[str, Any]) -> str:
+    """How long the run was planned to take, and if it went through in one go, how long it took."""
+    plan = status.get("plan") or {}
+    if not plan:
+        return ""
+    took = f", took {duration(plan['took_seconds'])}" if plan.get("took_seconds") else ""
+    return f'<p class="dd-muted dd-run-planned">Planned {duration(plan["seconds"])}{took}</p>'
 
 
 def _memory(status: Mapping[str, Any]) -> str:
@@ -188,9 +197,6 @@ def plan_stats(plan: Plan, left_out: int) -> str:
         (f"{plan.steps:,}", f"Steps ({plan.epochs:.3g} epochs)"),
         (size(plan.tokens), "Tokens"),
         (size(plan.trainable_parameters), "Trainable parameters"),
-        (BITS[plan.precision], "Base weights"),
-        (f"{plan.batch} × {plan.accumulation} rows", "A step: batch size × accumulation"),
-        (f"Checkpointing {'on' if plan.checkpointing else 'off'}", "Activations"),
         (f"about {memory}", f"Peak memory, of {plan.device_bytes / 2**30:.0f} GiB"),
         (f"about {roughly(plan.seconds)}", "Time"),
     ]
@@ -199,7 +205,25 @@ def plan_stats(plan: Plan, left_out: int) -> str:
         remarks.append(note(f"{left_out:,} {'row is' if left_out == 1 else 'rows are'} left out; the Dataset tab says why."))
     if not plan.fits:
         remarks.append(note("This is more memory than the device has. Lower the batch size or the longest row.", "warn"))
-    return stats(cells) + "".join(remarks)
+    told = '<p class="dd-muted">How it is computed, and why. It can be set otherwise in the recipe, most of it under More settings.</p>'
+    return stats(cells) + "".join(remarks) + told + _choices([asdict(choice) for choice in plan.choices])
+
+
+def _choices(choices: Sequence[Mapping[str, Any]]) -> str:
+    rows = (
+        f"<div><dt>{escape(each['name'])}</dt><dd><strong>{escape(each['value'])}</strong> <span>{escape(each['why'])}</span></dd></div>"
+        for each in choices
+    )
+    return f'<dl class="dd-choices">{"".join(rows)}</dl>'
+
+
+def planned(run: Run) -> str:
+    """What was planned for the run and how it was computed, in a fold; "" for runs from before plans were kept."""
+    plan = run.status.get("plan")
+    if not plan:
+        return ""
+    summary = f"Planned: about {roughly(plan['seconds'])}, {plan['memory_bytes'] / 2**30:.1f} GiB; how it was computed, and why"
+    return f'<details class="dd-fold"><summary>{summary}</summary>{_choices(plan["choices"])}</details>'
 
 
 def when(seconds: float | None) -> str:

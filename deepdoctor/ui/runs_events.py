@@ -190,7 +190,7 @@ def overlay(runs: list[Run]) -> str:
 def details(run: Run) -> str:
     """The opened run: where it stands, and its curves."""
     rows = run.curve()
-    return run_view.progress(run, rows) + run_view.curves(rows, "none", int(run.status.get("steps") or 0))
+    return run_view.progress(run, rows) + run_view.planned(run) + run_view.curves(rows, "none", int(run.status.get("steps") or 0))
 
 
 def zipped(run: Run) -> Path:

@@ -13,7 +13,8 @@ from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, preset
 from deepdoctor.dataset import keep_apart
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import ConfigError, DatasetError, EngineError, RunError
-from deepdoctor.plan import QUICK_SECONDS, plan, roughly
+from deepdoctor.estimates import QUICK_SECONDS
+from deepdoctor.plan import plan, roughly
 from deepdoctor.prompts import style_named
 from deepdoctor.runs import LIVE_FILES, RESUMABLE, Run, changed_files
 from deepdoctor.ui import run_view

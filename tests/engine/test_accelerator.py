@@ -1,6 +1,6 @@
 """What the device says of itself: numbers that it does not only emulate, and memory within a container's limit."""
 
-from deepdoctor.engine.accelerator import GIB, available_bytes, card, free_bytes, half
+from deepdoctor.engine.accelerator import GIB, attention_by, available_bytes, card, free_bytes, half
 
 from pathlib import Path
 
@@ -21,6 +21,14 @@ def test_bfloat16_that_is_only_emulated_does_not_count(itself: bool, expected: t
 def test_without_a_gpu_the_memory_is_the_machines() -> None:
     assert card().memory == psutil.virtual_memory().total
     assert 0 < free_bytes() <= card().memory
+
+
+@pytest.mark.parametrize(("kernels", "on"), [("cudnn", True), ("pytorch", False)])
+def test_attention_is_computed_as_planned_and_afterwards_as_before(kernels: str, on: bool) -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with attention_by(kernels):
+        assert torch.backends.cuda.cudnn_sdp_enabled() is on
+    assert torch.backends.cuda.cudnn_sdp_enabled() is before
 
 
 def limited(folder: Path, most: str, used: int, cache: int) -> Path:

@@ -8,8 +8,8 @@ import torch
 from deepdoctor.dataset import Example
 from deepdoctor.engine.evaluate import batches, held_out_loss, token_losses
 from deepdoctor.engine.model import LoadedModel
+from deepdoctor.estimates import EVALUATED_PLACES, EVALUATED_ROWS, EVALUATED_TOKENS
 from deepdoctor.nano.tokenizer import EOS
-from deepdoctor.plan import EVALUATED_PLACES, EVALUATED_ROWS, EVALUATED_TOKENS
 from deepdoctor.prompts import ARTICLE
 from deepdoctor.tokens import Encoded, encode_example
 from tests.engine import tiny

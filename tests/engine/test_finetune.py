@@ -16,6 +16,7 @@ from deepdoctor.engine.protocol import Compare
 from deepdoctor.engine.rows import IGNORED, prepare_rows
 from deepdoctor.engine.session import Session, never
 from deepdoctor.errors import DatasetError
+from deepdoctor.estimates import How
 from deepdoctor.plan import plan
 from deepdoctor.runs import Run
 from tests.engine import tiny
@@ -94,13 +95,14 @@ def test_evaluating_between_steps_changes_nothing_of_the_training(session: Sessi
         assert torch.equal(weights(watched)[name], weight)
 
 
-@pytest.mark.parametrize("supervision", ["whole_text", "response_only"])
-def test_what_reaches_the_model(session: Session, dataset: DatasetConfig, supervision: str) -> None:
-    run = tiny.new_run(session, dataset, supervision=supervision, max_steps=3)
+@pytest.mark.parametrize(("supervision", "padded_to"), [("whole_text", 0), ("response_only", 0), ("whole_text", 32)])
+def test_what_reaches_the_model(session: Session, dataset: DatasetConfig, supervision: str, padded_to: int) -> None:
+    run = tiny.new_run(session, dataset, supervision=supervision, max_steps=3, padded_to=padded_to)
     batches = seen_batches(session, run)
     tokenizer = tiny.model_of(session).tokenizer
     seen = []
     for batch in batches:
+        assert padded_to == 0 or batch["input_ids"].shape[1] % padded_to == 0
         for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
             text, targets = ids[mask.bool()].tolist(), labels[mask.bool()].tolist()
             assert text.count(0) == 1
@@ -125,7 +127,7 @@ def test_what_reaches_the_model(session: Session, dataset: DatasetConfig, superv
 def test_the_first_loss_is_the_mean_over_supervised_tokens(
     session: Session, dataset: DatasetConfig, llama: Path, supervision: str, accumulation: int
 ) -> None:
-    changes = {"supervision": supervision, "batch_size": 9 // accumulation, "accumulation": accumulation}
+    changes = {"supervision": supervision, "batch_size": 9 // accumulation, "accumulation": accumulation, "batching": "as_set"}
     run = tiny.new_run(session, dataset, max_steps=1, **changes)
     session.finetune(run.id)
     model, total, count = tiny.plain(llama).requires_grad_(False), 0.0, 0
@@ -281,11 +283,51 @@ def test_whole_epochs(session: Session, dataset: DatasetConfig) -> None:
 
 def test_the_recipe_reaches_the_trainer(session: Session, dataset: DatasetConfig) -> None:
     run = tiny.new_run(session, dataset, scheduler="cosine", weight_decay=0.05, accumulation=2, optimizer="adamw_8bit")
-    given = trainer_arguments(run.finetune, run, 4, tiny.model_of(session))
-    assert (given.lr_scheduler_type, given.weight_decay, given.gradient_accumulation_steps) == ("cosine", 0.05, 2)
+    given = trainer_arguments(run, How("float32", 3, 2, False, workers=1), 4, tiny.model_of(session))
+    assert (given.lr_scheduler_type, given.weight_decay) == ("cosine", 0.05)
+    assert (given.per_device_train_batch_size, given.gradient_accumulation_steps, given.dataloader_num_workers) == (3, 2, 1)
     assert given.optim == "adamw_torch", "8-bit needs a GPU"
     assert given.max_length is None, "nothing is cut off"
     assert not given.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batching": "as_set", "batch_size": 2, "accumulation": 4},
+        {"padded_to": 64},
+        {"batching": "as_set", "batch_size": 1, "accumulation": 8, "padded_to": 64, "loader_workers": 1},
+    ],
+)
+@pytest.mark.parametrize("supervision", ["whole_text", "response_only"])
+def test_however_it_is_computed_the_losses_are_the_same(
+    session: Session, dataset: DatasetConfig, supervision: str, changes: dict[str, Any]
+) -> None:
+    recipe = {"max_steps": 5, "supervision": supervision, "batch_size": 8, "held_out_rows": 0}
+    plain = session.finetune(tiny.new_run(session, dataset, **recipe).id)
+    assert plain.status["plan"]["how"] | {"precision": ""} == vars(How("", 8, 1, False))
+    other = session.finetune(tiny.new_run(session, dataset, **recipe | changes).id)
+    assert plain.status["plan"]["how"] != other.status["plan"]["how"]
+    assert tiny.losses(other) == pytest.approx(tiny.losses(plain), rel=0.001)
+
+
+def test_a_run_keeps_its_plan_and_what_came_of_it(trained: tuple[Session, Run]) -> None:
+    status = trained[1].status
+    kept = status["plan"]
+    assert kept["memory_bytes"] == status["planned_bytes"]
+    assert (kept["took_seconds"], kept["peak_bytes"]) == (status["wall_seconds"], status["peak_bytes"])
+    assert [choice["name"] for choice in kept["choices"]][:2] == ["Base weights", "Batch size × accumulation"]
+    assert "Planned: about" in trained[1].log_tail(99)
+    assert f"{kept['choices'][1]['value']}. {kept['choices'][1]['why']}" in trained[1].log_tail(99)
+
+
+def test_part_of_a_run_says_nothing_about_its_plan(session: Session, dataset: DatasetConfig) -> None:
+    run = tiny.new_run(session, dataset)
+    session.finetune(run.id, should_stop=tiny.StopAfter(2))
+    assert "took_seconds" not in run.status["plan"]
+    session.finetune(run.id, resume=True)
+    assert run.state == "finished"
+    assert "took_seconds" not in run.status["plan"]
 
 
 def test_the_model_is_left_ready_to_answer(session: Session, dataset: DatasetConfig) -> None:

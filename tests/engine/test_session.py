@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -239,3 +240,13 @@ def test_references_are_known_for_held_out_questions_only() -> None:
     case = held_out_examples()[0].example
     assert known_reference(f" {case.question}\n") == case.response
     assert known_reference("What is love?") == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU would load the model in 4 bits")
+def test_a_model_that_does_not_fit_the_plan_in_16_bits_is_loaded_anew_in_4(session: Session, dataset: DatasetConfig) -> None:
+    loaded = tiny.model_of(session)
+    loaded.info = replace(loaded.info, backend="unsloth", precision="bfloat16", device="NVIDIA L4", memory_bytes=1)
+    run = tiny.new_run(session, dataset, base_precision="auto")
+    with pytest.raises(ModelError, match="4-bit weights need an NVIDIA GPU"):
+        session.finetune(run.id)
+    assert run.state == "failed"

@@ -16,11 +16,25 @@ GIB = 2**30
 def test_the_plan_says_in_which_numbers_and_how_a_step_is_made_up() -> None:
     card = replace(NANO, device="NVIDIA L4", precision="bfloat16", backend="unsloth")
     words = run_view.plan_stats(plan(PRESETS["article"], card, [400] * 50), 0)
-    for part in ("<dd>4-bit</dd>", "<dd>2 × 4 rows</dd>", "<dd>Checkpointing on</dd>", "Peak memory, of 8 GiB"):
+    for part in ("<strong>4 bits</strong>", "<strong>2 × 4 rows</strong>", "As set in the recipe.", "Peak memory, of 8 GiB"):
         assert part in words
-    words = run_view.plan_stats(plan(PRESETS["article"], NANO, [400] * 50), 0)
-    for part in ("<dd>32-bit</dd>", "<dd>2 × 4 rows</dd>", "<dd>Checkpointing off</dd>"):
+    words = run_view.plan_stats(plan(PRESETS["quick"], NANO, [400] * 50), 0)
+    for part in ("<strong>32 bits</strong>", "<strong>8 × 1 rows</strong>", "All rows of a step at once fit", "<dt>Checkpointing</dt>"):
         assert part in words
+
+
+def test_what_was_planned_stands_beside_what_it_took(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    assert "lanned" not in run_view.progress(run, []) + run_view.planned(run), "a run from before plans were kept"
+    kept = plan(PRESETS["quick"], NANO, [400] * 50).prediction() | {"seconds": 52.0}
+    run.set_status(plan=kept)
+    assert ">Planned 52 s<" in run_view.progress(run, [])
+    run.set_status(plan=kept | {"took_seconds": 54.1})
+    assert ">Planned 52 s, took 54 s<" in run_view.progress(run, [])
+    assert "All rows of a step at once fit" in run_view.planned(run)
+    kept["choices"][0]["why"] = "<img src=x>"
+    run.set_status(plan=kept)
+    assert "<img" not in run_view.planned(run)
 
 
 @pytest.mark.parametrize(

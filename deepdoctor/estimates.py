@@ -1,0 +1,144 @@
+"""What a run takes if it is computed in a given way: memory and seconds. Arithmetic and measured constants; torch-free."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepdoctor.config import FinetuneConfig
+from deepdoctor.engine.protocol import ModelInfo
+
+# The share of the device's matrix rate (ModelInfo.flops) that training reaches, seconds a batch takes besides, seconds a layer takes for a
+# decoded token, and seconds before the first step.
+# CPU: the embedded model on two cores of an AMD EPYC (1.85e11 FLOP/s) with nobody else on them: steps of 8 rows of 466 tokens took 1.34 to
+# 1.38 s as 8 × 1, 1.34 s as 2 × 4 and 1.63 s as 1 × 8, of 4 rows of 300 tokens 0.41 s; a probe 5.5 ms a token.
+# GPU: an 8B on an H200 (7.9e14 FLOP/s), Unsloth, 8 × 1 rows of about 650 tokens, no checkpointing, cuDNN off: 0.54 s a step in bfloat16,
+# 1.54 s in 4 bits. Decoding and start were not measured apart there.
+TRAINING_EFFICIENCY = {"cpu": 0.34, "16bit": 0.49, "4bit": 0.17}
+SECONDS_PER_BATCH = {"cpu": 0.045, "cuda": 0.01}
+DECODE_SECONDS_PER_LAYER = {"cpu": 0.92e-3, "cuda": 5e-4}
+SECONDS_TO_START = {"cpu": 2.5, "cuda": 8.0}
+# what cuDNN's attention takes to plan one layer for a length that it has not met: the bfloat16 run above took 1.46 s a step with it
+CUDNN_PLAN_SECONDS = (1.46 - 0.54) / 32
+# what the Quick preset takes with the embedded model on those two cores: 54 to 57 s; said wherever that run is recommended
+QUICK_SECONDS = 57.0
+# of an engine process on a CPU without rows; there, memory is that of the process, and on a GPU that of its arrays. With it peaks come out
+# as measured in those runs, in GiB: 0.76 (1 × 8), 0.91 (2 × 4), 0.95 (4 × 1 short rows), 1.64 to 1.67 (8 × 1)
+PROCESS_BYTES = round(0.64 * 2**30)
+
+# what training needs on a GPU beside the weights: adapter, optimizer, activations of two long rows with checkpointing, logits
+HEADROOM = 6 * 2**30
+HEADROOM_4BIT = 4 * 2**30
+FOUR_BIT_BYTES = 0.6  # a weight in NF4 with its scales, embeddings in 16 bit among them, before its shape is known
+BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "16bit": 2.0, "4bit": 0.53}
+OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_8bit": 2}
+ADAPTER_BYTES = 8  # a float32 weight and its float32 gradient
+LOGIT_BYTES = 8  # a float32 logit and its gradient
+SCORE_BYTES = 8  # on a CPU, where attention over padded rows keeps them: a float32 score and its share
+# what the held-out loss reads at once: rows, tokens with their padding, and places whose logits are there together
+EVALUATED_ROWS, EVALUATED_TOKENS, EVALUATED_PLACES = 8, 4096, 256
+EVALUATED_LOGIT_BYTES = 14  # a logit as the head gives it, in float32, and twice more for its loss
+
+
+@dataclass(frozen=True)
+class How:
+    """How a run is computed: faster or slower, in more or less memory, but the same rows a step in the same order.
+
+    precision: of the base while it trains; batch: rows computed at once; accumulation: batches in a step; checkpointing: whether
+    activations are computed again; attention: "pytorch" or "cudnn"; padded_to: batches are as long as a multiple of so many tokens;
+    workers: processes that pad batches ahead, 0 for none.
+    """
+
+    precision: str
+    batch: int
+    accumulation: int
+    checkpointing: bool
+    attention: str = "pytorch"
+    padded_to: int = 1
+    workers: int = 0
+
+
+def fits_in_16_bits(parameters: float, memory_bytes: int) -> bool:
+    """Whether a GPU with that memory holds so many weights in 16 bits and can train too."""
+    return parameters * 2 + HEADROOM <= memory_bytes
+
+
+def needed_in_4_bits(parameters: float) -> float:
+    """Bytes of GPU memory for so many weights in 4 bits and for training."""
+    return parameters * FOUR_BIT_BYTES + HEADROOM_4BIT
+
+
+def trainable_parameters(config: FinetuneConfig, model: ModelInfo) -> int:
+    """Numbers in the adapter: rank × (inputs + outputs), over all adapted projections of all layers."""
+    return config.lora_rank * model.layers * sum(inputs + outputs for inputs, outputs in model.projections.values())
+
+
+def rounded_up(length: int, multiple: int) -> int:
+    """The next multiple of `multiple` from `length` on."""
+    return -(-length // multiple) * multiple
+
+
+def padded_length(lengths: Sequence[int], batch: int, multiple: int = 1) -> float:
+    """Expected length of the longest of `batch` rows drawn from `lengths`, rounded up: what every row of the batch is padded to."""
+    count = len(lengths)
+    chances = ((rank / count) ** batch - ((rank - 1) / count) ** batch for rank in range(1, count + 1))
+    return sum(rounded_up(length, multiple) * chance for length, chance in zip(sorted(lengths), chances, strict=True))
+
+
+def on_gpu(device: str) -> bool:
+    """Whether a device, by the name that ModelInfo gives it, is an NVIDIA GPU with memory of its own."""
+    return not device.upper().startswith(("CPU", "MPS"))
+
+
+def memory_of(config: FinetuneConfig, model: ModelInfo, how: How, longest: int) -> int:
+    """Peak bytes while rows of at most `longest` tokens are trained on.
+
+    Weights + adapter (weight, gradient, optimizer states) + activations and logits of one batch of the longest rows, or what the held-out
+    loss needs if that is more; off a GPU with the process around them, because that is what a run's metrics tell. Activations of a
+    layer: the inputs and outputs of its projections, and on a CPU attention's scores. With checkpointing only each layer's input is kept,
+    and one layer whole.
+    """
+    cuda = on_gpu(model.device)
+    number_bytes = 4 if how.precision == "float32" else 2
+    embedded = 2 * model.vocabulary * model.hidden_size if how.precision == "4bit" else 0  # embeddings and head stay in 16 bit
+    weights = (model.parameters - embedded) * BYTES_PER_WEIGHT[how.precision] + embedded * 2
+    adapter = trainable_parameters(config, model) * (ADAPTER_BYTES + OPTIMIZER_BYTES[config.optimizer if cuda else "adamw_torch"])
+    length = rounded_up(longest, how.padded_to)
+    layer = sum(inputs + outputs for inputs, outputs in model.projections.values())
+    layers = layer + model.layers * model.hidden_size if how.checkpointing else layer * model.layers
+    scores = 0 if cuda else model.layers * model.heads * length * SCORE_BYTES
+    training = how.batch * length * (layers * number_bytes + model.vocabulary * LOGIT_BYTES + scores)
+    evaluating = _evaluation(model, longest, number_bytes) if config.held_out_rows else 0
+    return round((0 if cuda else PROCESS_BYTES) + weights + adapter + max(training, evaluating))
+
+
+def _evaluation(model: ModelInfo, longest: int, number_bytes: int) -> int:
+    """Bytes of one batch of the held-out loss: one layer's activations, an adapter's float32 input, and a slice of logits."""
+    tokens = max(longest, min(EVALUATED_TOKENS, EVALUATED_ROWS * longest))
+    layer = sum(inputs + outputs for inputs, outputs in model.projections.values()) * number_bytes
+    widest = max(inputs for inputs, _outputs in model.projections.values()) * 4
+    return tokens * (layer + widest) + EVALUATED_PLACES * model.vocabulary * EVALUATED_LOGIT_BYTES
+
+
+def seconds_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequence[int]) -> float:
+    """Seconds of a whole run over rows of these `lengths`.
+
+    4·N operations a token, forward and backward through N frozen weights (6·N with checkpointing, which goes forward twice), over padded
+    batches; 2·N a token for each held-out loss; probes by decoding. Attention's own arithmetic is left out.
+    """
+    kind = "cuda" if on_gpu(model.device) else "cpu"
+    rate = model.flops * TRAINING_EFFICIENCY["cpu" if kind == "cpu" else "4bit" if how.precision == "4bit" else "16bit"]
+    steps = config.steps_for(len(lengths))
+    operations = (6 if how.checkpointing else 4) * model.parameters
+    trained = steps * config.rows_per_step * padded_length(lengths, how.batch, how.padded_to) * operations / rate
+    batches = steps * how.accumulation * SECONDS_PER_BATCH[kind]
+    evaluations = _times(steps, config.eval_steps) if config.held_out_rows else 0
+    evaluated = evaluations * config.held_out_rows * sum(lengths) / len(lengths) * 2 * model.parameters / rate
+    answers = _times(steps, config.probe_steps) * max(1, len(config.probe_questions)) if config.probe_steps else 0
+    probed = answers * config.probe_tokens * model.layers * DECODE_SECONDS_PER_LAYER[kind]
+    met = min(steps * how.accumulation, len({rounded_up(length, how.padded_to) for length in lengths})) if how.attention == "cudnn" else 0
+    return SECONDS_TO_START[kind] + trained + batches + evaluated + probed + met * model.layers * CUDNN_PLAN_SECONDS
+
+
+def _times(steps: int, every: int) -> int:
+    """How often something happens that is done before the first step, every so many steps, and after the last."""
+    between = (steps - 1) // every if every else 0
+    return 2 + between

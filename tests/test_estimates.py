@@ -1,0 +1,140 @@
+"""Estimates: they move the right way, and stay near what was measured."""
+
+from dataclasses import replace
+
+import pytest
+
+from deepdoctor.checks import token_lengths
+from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, ModelConfig
+from deepdoctor.dataset import load_rows, map_columns, to_examples
+from deepdoctor.engine.protocol import ModelInfo
+from deepdoctor.estimates import PROCESS_BYTES, QUICK_SECONDS, How, memory_of, padded_length, seconds_of, trainable_parameters
+from deepdoctor.plan import plan
+from deepdoctor.preview import tokenizer_of
+from deepdoctor.prompts import STYLES
+from tests.planned import CPU, H200, LLAMA_8B, NANO, ROWS, how
+
+ARTICLE = PRESETS["article"]
+QUIET = FinetuneConfig(max_steps=60, held_out_rows=0, probe_steps=0)
+GIB = 2**30
+
+
+def a_step(model: ModelInfo, way: How) -> float:
+    """Seconds of one optimizer step of 8 rows."""
+    return (seconds_of(QUIET, model, way, ROWS) - seconds_of(QUIET.changed(max_steps=30, warmup_steps=0), model, way, ROWS)) / 30
+
+
+@pytest.mark.parametrize(
+    ("way", "measured"),
+    [
+        (how("bfloat16", 8, 1), 0.54),
+        (how("4bit", 8, 1), 1.54),
+        (how("bfloat16", 8, 1, attention="cudnn"), 1.46),
+        (how("4bit", 2, 4, checkpointing=True), 2.55),  # 2.2 to 2.9, with cuDNN
+    ],
+)
+def test_a_step_of_the_8b_takes_what_was_measured_on_an_h200(way: How, measured: float) -> None:
+    assert a_step(H200, way) == pytest.approx(measured, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"max_steps": 120}, {"held_out_rows": 200}, {"eval_steps": 5}, {"probe_steps": 5}, {"probe_questions": ("a", "b")}],
+)
+def test_more_work_takes_longer(more: dict[str, object]) -> None:
+    less = FinetuneConfig(probe_questions=("a",))
+    assert seconds_of(less.changed(**more), H200, how(), ROWS) > seconds_of(less, H200, how(), ROWS)
+
+
+@pytest.mark.parametrize("way", [how(checkpointing=True), how(padded_to=128), how(attention="cudnn"), how("4bit")])
+def test_what_saves_memory_or_builds_plans_takes_longer(way: How) -> None:
+    assert seconds_of(ARTICLE, H200, way, ROWS) > seconds_of(ARTICLE, H200, how(), ROWS)
+
+
+def test_fewer_lengths_are_fewer_plans_for_cudnn() -> None:
+    many, few = (seconds_of(ARTICLE, H200, how(attention="cudnn", padded_to=multiple), ROWS) for multiple in (1, 128))
+    assert few < many
+
+
+@pytest.mark.parametrize(
+    ("recipe", "way"),
+    [
+        (ARTICLE.changed(lora_rank=64), how(checkpointing=True)),
+        (ARTICLE.changed(optimizer="adamw_torch"), how(checkpointing=True)),
+        (ARTICLE, how(batch=8, accumulation=1, checkpointing=True)),
+        (ARTICLE, how()),
+        (ARTICLE, how(checkpointing=True, padded_to=512)),
+    ],
+)
+def test_more_state_takes_more_memory(recipe: FinetuneConfig, way: How) -> None:
+    assert memory_of(recipe, H200, way, 800) > memory_of(ARTICLE, H200, how(checkpointing=True), 800)
+
+
+def test_memory_of_the_article_is_near_the_measured_run() -> None:
+    found = memory_of(ARTICLE, LLAMA_8B, how("4bit", checkpointing=True), max(ROWS))
+    assert 6 * GIB < found < 10 * GIB  # 7.8 with stock libraries
+
+
+def test_8_bit_states_count_for_nothing_on_a_cpu() -> None:
+    way = how("float32")
+    assert memory_of(ARTICLE, CPU, way, 500) == memory_of(ARTICLE.changed(optimizer="adamw_torch"), CPU, way, 500)
+    assert memory_of(ARTICLE, CPU, way, 500) > PROCESS_BYTES + 4 * CPU.parameters
+
+
+def test_scores_of_attention_are_kept_on_a_cpu_only() -> None:
+    few, many = replace(CPU, heads=8), replace(CPU, heads=32)
+    assert memory_of(ARTICLE, many, how("float32"), 500) > memory_of(ARTICLE, few, how("float32"), 500)
+    assert memory_of(ARTICLE, replace(H200, heads=8), how(), 500) == memory_of(ARTICLE, H200, how(), 500)
+
+
+def test_the_peak_is_that_of_evaluation_where_a_step_needs_less() -> None:
+    one, quiet = how("4bit", 1, 4, checkpointing=True), ARTICLE.changed(held_out_rows=0)
+    assert 0.4 * GIB < memory_of(ARTICLE, LLAMA_8B, one, 60) - memory_of(quiet, LLAMA_8B, one, 60) < 1.5 * GIB
+    large = how("4bit", 8, 4, checkpointing=True)
+    assert memory_of(ARTICLE, LLAMA_8B, large, 800) == memory_of(quiet, LLAMA_8B, large, 800)
+
+
+def test_adapter_grows_with_rank() -> None:
+    assert trainable_parameters(ARTICLE.changed(lora_rank=32), LLAMA_8B) == 2 * trainable_parameters(ARTICLE, LLAMA_8B)
+
+
+def test_padding_goes_to_the_longest_row_of_the_batch() -> None:
+    assert padded_length([10, 20, 30], 1) == pytest.approx(20)
+    assert padded_length([10, 30], 2) == pytest.approx(25)
+    assert 29.9 < padded_length([10, 20, 30], 50) <= 30
+    assert padded_length([10, 30], 2, 16) == pytest.approx(28)
+
+
+def tokens(style: str) -> list[int]:
+    """Tokens of the bundled rows."""
+    tokenizer, eos = tokenizer_of(ModelConfig())
+    rows = load_rows(DatasetConfig())
+    return token_lengths(to_examples(rows.rows, map_columns(rows.columns, DatasetConfig())), tokenizer, eos, STYLES[style])["total"]
+
+
+NOTHING_BESIDE = {"eval_steps": 0, "probe_steps": 0, "held_out_rows": 0}
+MEASURED = [
+    ({}, 56.5, 1.67),
+    ({**NOTHING_BESIDE, "max_steps": 12, "batch_size": 2, "accumulation": 4, "batching": "as_set"}, 18.3, 0.905),
+    ({**NOTHING_BESIDE, "max_steps": 10}, 15.4, 1.64),
+    ({"max_steps": 10, "eval_steps": 5, "probe_steps": 0}, 18.6, 1.64),
+    ({**NOTHING_BESIDE, "max_steps": 10, "batch_size": 1, "accumulation": 8, "batching": "as_set"}, 18.5, 0.76),
+    ({**NOTHING_BESIDE, "max_steps": 10, "batch_size": 16}, 31.2, 2.80),
+    (
+        {**NOTHING_BESIDE, "max_steps": 12, "batch_size": 4, "held_out_rows": 8, "prompt_style": "native"},
+        7.4,
+        0.951,
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "seconds", "gib"), MEASURED)
+def test_small_runs_take_what_was_measured_on_two_cores(changes: dict[str, object], seconds: float, gib: float) -> None:
+    recipe = PRESETS["quick"].changed(**changes)
+    found = plan(recipe, NANO, tokens(recipe.prompt_style))
+    assert found.seconds == pytest.approx(seconds, rel=0.3)
+    assert found.memory_bytes / GIB == pytest.approx(gib, rel=0.15)
+
+
+def test_what_is_said_of_the_quick_run_everywhere_is_its_plan() -> None:
+    assert plan(PRESETS["quick"], NANO, tokens("article")).seconds == pytest.approx(QUICK_SECONDS, rel=0.1)
