@@ -43,8 +43,8 @@ class How:
     """How a run is computed: faster or slower, in more or less memory, but the same rows a step in the same order.
 
     precision: of the base while it trains; batch: rows computed at once; accumulation: batches in a step; checkpointing: whether
-    activations are computed again; attention: "pytorch" or "cudnn"; padded_to: batches are as long as a multiple of so many tokens;
-    workers: processes that pad batches ahead, 0 for none.
+    activations are computed again; attention: "pytorch" or "cudnn"; padded_to: batches are as long as a multiple of so many tokens, or for
+    0 their rows follow each other without padding; workers: processes that pad batches ahead, 0 for none.
     """
 
     precision: str
@@ -72,8 +72,8 @@ def trainable_parameters(config: FinetuneConfig, model: ModelInfo) -> int:
 
 
 def rounded_up(length: int, multiple: int) -> int:
-    """The next multiple of `multiple` from `length` on."""
-    return -(-length // multiple) * multiple
+    """The next multiple of `multiple` from `length` on; `length` itself for 0."""
+    return -(-length // multiple) * multiple if multiple else length
 
 
 def padded_length(lengths: Sequence[int], batch: int, multiple: int = 1) -> float:
@@ -88,10 +88,19 @@ def on_gpu(device: str) -> bool:
     return not device.upper().startswith(("CPU", "MPS"))
 
 
-def memory_of(config: FinetuneConfig, model: ModelInfo, how: How, longest: int) -> int:
-    """Peak bytes while rows of at most `longest` tokens are trained on.
+def tokens_at_once(lengths: Sequence[int], how: How) -> float:
+    """Tokens of the largest batch that a run meets: of the longest rows, padded; without padding three deviations above the mean."""
+    if how.padded_to:
+        return how.batch * rounded_up(max(lengths), how.padded_to)
+    mean = sum(lengths) / len(lengths)
+    deviation = (sum((length - mean) ** 2 for length in lengths) / len(lengths)) ** 0.5
+    return min(how.batch * max(lengths), how.batch * mean + 3 * deviation * how.batch**0.5)
 
-    Weights + adapter (weight, gradient, optimizer states) + activations and logits of one batch of the longest rows, or what the held-out
+
+def memory_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequence[int]) -> int:
+    """Peak bytes while rows of these `lengths` are trained on.
+
+    Weights + adapter (weight, gradient, optimizer states) + activations and logits of the largest batch, or what the held-out
     loss needs if that is more; off a GPU with the process around them, because that is what a run's metrics tell. Activations of a
     layer: the inputs and outputs of its projections, and on a CPU attention's scores. With checkpointing only each layer's input is kept,
     and one layer whole.
@@ -101,12 +110,11 @@ def memory_of(config: FinetuneConfig, model: ModelInfo, how: How, longest: int) 
     embedded = 2 * model.vocabulary * model.hidden_size if how.precision == "4bit" else 0  # embeddings and head stay in 16 bit
     weights = (model.parameters - embedded) * BYTES_PER_WEIGHT[how.precision] + embedded * 2
     adapter = trainable_parameters(config, model) * (ADAPTER_BYTES + OPTIMIZER_BYTES[config.optimizer if cuda else "adamw_torch"])
-    length = rounded_up(longest, how.padded_to)
     layer = sum(inputs + outputs for inputs, outputs in model.projections.values())
     layers = layer + model.layers * model.hidden_size if how.checkpointing else layer * model.layers
-    scores = 0 if cuda else model.layers * model.heads * length * SCORE_BYTES
-    training = how.batch * length * (layers * number_bytes + model.vocabulary * LOGIT_BYTES + scores)
-    evaluating = _evaluation(model, longest, number_bytes) if config.held_out_rows else 0
+    scores = 0 if cuda else model.layers * model.heads * rounded_up(max(lengths), how.padded_to) * SCORE_BYTES
+    training = tokens_at_once(lengths, how) * (layers * number_bytes + model.vocabulary * LOGIT_BYTES + scores)
+    evaluating = _evaluation(model, max(lengths), number_bytes) if config.held_out_rows else 0
     return round((0 if cuda else PROCESS_BYTES) + weights + adapter + max(training, evaluating))
 
 
@@ -128,7 +136,8 @@ def seconds_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequ
     rate = model.flops * TRAINING_EFFICIENCY["cpu" if kind == "cpu" else "4bit" if how.precision == "4bit" else "16bit"]
     steps = config.steps_for(len(lengths))
     operations = (6 if how.checkpointing else 4) * model.parameters
-    trained = steps * config.rows_per_step * padded_length(lengths, how.batch, how.padded_to) * operations / rate
+    read = padded_length(lengths, how.batch, how.padded_to) if how.padded_to else sum(lengths) / len(lengths)
+    trained = steps * config.rows_per_step * read * operations / rate
     batches = steps * how.accumulation * SECONDS_PER_BATCH[kind]
     evaluations = _times(steps, config.eval_steps) if config.held_out_rows else 0
     evaluated = evaluations * config.held_out_rows * sum(lengths) / len(lengths) * 2 * model.parameters / rate

@@ -66,7 +66,7 @@ def plan(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> Pl
         epochs=steps * config.rows_per_step / len(kept),
         tokens=round(steps * config.rows_per_step * sum(kept) / len(kept)),
         trainable_parameters=trainable_parameters(config, model),
-        memory_bytes=memory_of(config, model, how, max(kept)),
+        memory_bytes=memory_of(config, model, how, kept),
         device_bytes=model.memory_bytes,
         seconds=seconds_of(config, model, how, kept),
         how=how,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.protocol import ModelInfo
-from deepdoctor.estimates import How, memory_of, on_gpu, rounded_up
+from deepdoctor.estimates import How, memory_of, on_gpu, padded_length, rounded_up
 
 GIB = 2**30
 # what is chosen may take this share of the memory at most: estimates are meant to be right within 15%
@@ -35,17 +35,16 @@ def decide(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> 
     The first that fits of: the precision asked for, or the one at hand and then 4 bits; no checkpointing, then checkpointing; the largest
     batches first. Where nothing fits, what takes least. Settings that are not "auto" are taken as they are.
     """
-    longest = max(lengths)
     ways = list(_ways(config, model))
     usable = USABLE * model.memory_bytes
-    how = next((way for way in ways if memory_of(config, model, way, longest) <= usable), ways[-1])
+    how = next((way for way in ways if memory_of(config, model, way, lengths) <= usable), ways[-1])
     reasons = _Reasons(config, model, lengths, how)
     return how, (
         Choice("Base weights", WORDS[how.precision], reasons.precision()),
         Choice("Batch size × accumulation", f"{how.batch} × {how.accumulation} rows", reasons.batch()),
         Choice("Checkpointing", "on" if how.checkpointing else "off", reasons.checkpointing()),
         Choice("Attention", "cuDNN" if how.attention == "cudnn" else "PyTorch", reasons.attention()),
-        Choice("Padding", f"to a multiple of {how.padded_to}" if how.padded_to > 1 else "to the longest row", reasons.padding()),
+        Choice("Padding", _padding(how.padded_to), reasons.padding()),
         Choice("Loader workers", str(how.workers) if how.workers else "none", reasons.workers()),
     )
 
@@ -54,7 +53,7 @@ def _ways(config: FinetuneConfig, model: ModelInfo) -> Iterator[How]:
     """Every way that the recipe leaves open, the best first and the one that takes least memory last."""
     cuda = on_gpu(model.device)
     attention = "cudnn" if cuda and config.attention == "cudnn" else "pytorch"
-    chosen = (CUDNN_MULTIPLE if attention == "cudnn" else TILE) if cuda else 1
+    chosen = _padded_to(model, attention)
     checkpointing = {"auto": (False, True), "on": (True,), "off": (False,)}[config.gradient_checkpointing] if cuda else (False,)
     for precision in _precisions(config, model):
         for again in checkpointing:
@@ -68,6 +67,21 @@ def _ways(config: FinetuneConfig, model: ModelInfo) -> Iterator[How]:
                     padded_to=config.padded_to or chosen,
                     workers=config.loader_workers,
                 )
+
+
+def _padded_to(model: ModelInfo, attention: str) -> int:
+    """Unsloth's attention takes rows one behind the other; other forwards need them side by side, padded to one length."""
+    if not on_gpu(model.device):
+        return 1
+    if attention == "cudnn":
+        return CUDNN_MULTIPLE
+    return 0 if model.backend == "unsloth" else TILE
+
+
+def _padding(multiple: int) -> str:
+    if not multiple:
+        return "none"
+    return f"to a multiple of {multiple}" if multiple > 1 else "to the longest row"
 
 
 def _precisions(config: FinetuneConfig, model: ModelInfo) -> tuple[str, ...]:
@@ -102,11 +116,11 @@ class _Reasons:
 
     def _gib(self, **changes: object) -> str:
         way = How(**{**vars(self.how), **changes})
-        return f"{memory_of(self.config, self.model, way, max(self.lengths)) / GIB:.1f} GiB"
+        return f"{memory_of(self.config, self.model, way, self.lengths) / GIB:.1f} GiB"
 
     @property
     def _fits(self) -> bool:
-        return memory_of(self.config, self.model, self.how, max(self.lengths)) <= USABLE * self.model.memory_bytes
+        return memory_of(self.config, self.model, self.how, self.lengths) <= USABLE * self.model.memory_bytes
 
     def _usable(self) -> str:
         return f"{USABLE * self.model.memory_bytes / GIB:.1f} GiB that may be used"
@@ -161,6 +175,9 @@ class _Reasons:
         if self.how.attention == "cudnn":
             found = len({rounded_up(length, CUDNN_MULTIPLE) for length in self.lengths})
             return f"cuDNN then meets at most {found} {'length' if found == 1 else 'different lengths'}; order and losses stay."
+        if not self.how.padded_to:
+            share = 1 - sum(self.lengths) / len(self.lengths) / padded_length(self.lengths, max(2, self.how.batch))
+            return f"Rows follow each other in one line: padded to the longest, {share:.0%} of what is computed would be padding."
         return "Whole tiles for the tensor cores, at most 7 tokens a row more; order and losses stay."
 
     def workers(self) -> str:

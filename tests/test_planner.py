@@ -43,9 +43,9 @@ def test_the_rows_of_a_step_are_the_recipes_on_every_device(batch: int, accumula
 def test_what_may_be_chosen_is_never_planned_above_the_memory(gib: float, longest: int) -> None:
     model, rows = card(gib), [longest // 2, longest]
     found = how(AUTO, model, rows)
-    least = How("4bit", 1, 8, True, padded_to=8)
-    if memory_of(AUTO, model, least, longest) <= USABLE * model.memory_bytes:
-        assert memory_of(AUTO, model, found, longest) <= USABLE * model.memory_bytes
+    least = How("4bit", 1, 8, True, padded_to=0)
+    if memory_of(AUTO, model, least, rows) <= USABLE * model.memory_bytes:
+        assert memory_of(AUTO, model, found, rows) <= USABLE * model.memory_bytes
     else:
         assert found == least
 
@@ -123,10 +123,17 @@ def test_checkpointing_off_is_taken_even_where_it_does_not_fit() -> None:
 
 
 def test_cudnn_is_used_only_when_asked_and_then_with_few_lengths() -> None:
-    assert (how(AUTO, H200).attention, how(AUTO, H200).padded_to) == ("pytorch", 8)
+    assert (how(AUTO, H200).attention, how(AUTO, H200).padded_to) == ("pytorch", 0)
     found = how(AUTO.changed(attention="cudnn"), H200)
     assert (found.attention, found.padded_to) == ("cudnn", 128)
     assert "at most 4 different lengths" in why(AUTO.changed(attention="cudnn"), H200, "Padding")
+
+
+def test_rows_stand_one_behind_the_other_where_unsloth_trains() -> None:
+    assert how(AUTO, H200).padded_to == 0
+    assert "would be padding" in why(AUTO, H200, "Padding")
+    assert how(AUTO, replace(H200, backend="transformers")).padded_to == 8
+    assert how(AUTO.changed(padded_to=1), H200).padded_to == 1
 
 
 @pytest.mark.parametrize("device", ["CPU (2 cores)", "MPS"])

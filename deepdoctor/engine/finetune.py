@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, PrinterCallback, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from deepdoctor.engine.adapters import fresh_adapter, write_base_name
@@ -48,8 +48,7 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
         model=model,
         args=trainer_arguments(run, how, steps, loaded),
         train_dataset=Dataset.from_dict(rows.columns()),
-        # pads labels with what is not trained on
-        data_collator=DataCollatorForSeq2Seq(loaded.tokenizer, pad_to_multiple_of=how.padded_to),
+        data_collator=collator(loaded, how),
         processing_class=loaded.tokenizer,
         callbacks=[follow],
     )
@@ -65,6 +64,22 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
         follow.tracker.finish(run.probes())
         run.set_status(peak_bytes=peak_bytes(loaded.device))
     _save_adapter(loaded, run, follow)
+
+
+def collator(loaded: LoadedModel, how: How) -> Callable[[list[dict[str, Any]]], Any]:
+    """What makes a batch of rows: [batch, longest] padded, with labels of -100 there, or [1, tokens] one behind the other."""
+    if how.padded_to:
+        return DataCollatorForSeq2Seq(loaded.tokenizer, pad_to_multiple_of=how.padded_to)
+    return InLine()
+
+
+class InLine(DataCollatorWithFlattening):
+    """Rows one behind the other, with `packed_seq_lengths`, by which Unsloth's attention keeps them apart: [rows] int32."""
+
+    def __call__(self, features: list[dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """{"input_ids", "labels", "position_ids"} of [1, tokens] each, and the lengths; no first token is predicted from another row."""
+        lengths = torch.tensor([len(row["input_ids"]) for row in features], dtype=torch.int32)
+        return {**super().__call__(features, *args, **kwargs), "packed_seq_lengths": lengths}
 
 
 class PlainLossTrainer(SFTTrainer):

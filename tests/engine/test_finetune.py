@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from deepdoctor.config import DatasetConfig
 from deepdoctor.engine.adapters import fresh_adapter, select_adapter
-from deepdoctor.engine.finetune import finetune, trainer_arguments
+from deepdoctor.engine.finetune import collator, finetune, trainer_arguments
 from deepdoctor.engine.protocol import Compare
 from deepdoctor.engine.rows import IGNORED, prepare_rows
 from deepdoctor.engine.session import Session, never
@@ -120,6 +120,31 @@ def test_what_reaches_the_model(session: Session, dataset: DatasetConfig, superv
             seen.append(tokenizer.decode(text, skip_special_tokens=True))
     assert len(seen) == 9
     assert len(set(seen)) == 9, "one epoch shows every row once"
+
+
+def test_rows_behind_each_other_are_those_of_the_padded_batch(session: Session, dataset: DatasetConfig) -> None:
+    run = tiny.new_run(session, dataset, supervision="response_only")
+    loaded = session.load(run.model)
+    columns = prepare_rows(loaded, run).columns()
+    rows = [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)][:3]
+    padded, in_line = (collator(loaded, How("float32", 3, 1, False, padded_to=multiple))(rows) for multiple in (1, 0))
+    lengths = in_line["packed_seq_lengths"]
+    assert lengths.tolist() == padded["attention_mask"].sum(1).tolist()
+    for name in ("input_ids", "labels"):
+        side_by_side = in_line[name][0].split(lengths.tolist())
+        assert all(torch.equal(found, row[: len(found)]) for found, row in zip(side_by_side, padded[name], strict=True))
+    assert in_line["position_ids"][0].tolist() == [place for length in lengths for place in range(length)]
+
+
+def test_no_row_is_predicted_from_the_one_before_it(session: Session, dataset: DatasetConfig) -> None:
+    run = tiny.new_run(session, dataset, supervision="whole_text")
+    loaded = session.load(run.model)
+    columns = prepare_rows(loaded, run).columns()
+    rows = [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)][:3]
+    found = collator(loaded, How("float32", 3, 1, False, padded_to=0))(rows)
+    assert [place for place, label in enumerate(found["labels"][0].tolist()) if label == IGNORED] == [
+        place for place, at in enumerate(found["position_ids"][0].tolist()) if at == 0
+    ]
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])

@@ -277,6 +277,22 @@ def test_the_trainer_s_loss_is_that_of_the_supervised_tokens(model: Path, datase
     assert sum(logged.values()) / len(logged) == pytest.approx(wanted, rel=0.02)
 
 
+def test_rows_behind_each_other_give_the_losses_of_padded_ones(model: Path, dataset: DatasetConfig, tmp_path: Path) -> None:
+    """As does the same step in batches of two. Each run begins with the same adapter and meets the rows in the same order."""
+    session = opened(tmp_path / "data", model, "bfloat16")
+    ways: list[dict[str, Any]] = [{"padded_to": 1}, {"padded_to": 0}, {"padded_to": 0, "batch_size": 2, "accumulation": 2}]
+    found = []
+    for way in ways:
+        recipe = {"max_steps": 6, "batch_size": 4, "accumulation": 1, "learning_rate": 1e-3, **way}
+        run = session.finetune(tiny.new_run(session, dataset, **recipe).id)
+        assert run.status["plan"]["how"]["padded_to"] == way["padded_to"]
+        found.append(list(tiny.losses(run).values()))
+    padded, in_line, halves = found
+    assert in_line == pytest.approx(padded, rel=0.01)
+    assert halves == pytest.approx(in_line, rel=0.01)
+    assert padded[-1] < 0.9 * padded[0], "it learns, so that equal losses mean equal gradients"
+
+
 def test_running_out_of_memory_is_told_and_leaves_the_engine_usable(model: Path, dataset: DatasetConfig, tmp_path: Path) -> None:
     session = opened(tmp_path / "data", model, "bfloat16")
     good = session.finetune(tiny.new_run(session, dataset, max_steps=2).id)
