@@ -1,0 +1,305 @@
+"""Fine-tuning beside its peers, and beside the floor that arithmetic sets: the article's rows a step, LoRA r=16 on seven projections.
+
+    python benchmarks/finetuning.py [--model nano|FOLDER] [--case NAME]… [--peer-steps 60] [--json] [--save NAME] [--profile FILE]
+
+FOLDER holds a model (benchmarks/random_model.py makes one of the 8B's architecture). Every case has a process of its own. Seconds count
+from Start with the model loaded: tokenization, adapter, compilation and warm-up are in them. Peers may be cut short by --peer-steps; their
+60 steps are then what the first step took, and 59 times the median of the others.
+"""
+
+from deepdoctor.engine.accelerator import GIB, prepare
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.random_model import save_rows
+from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig, preset
+from deepdoctor.dataset import load_rows, map_columns, to_examples
+from deepdoctor.engine.model import EMBEDDED_FOLDER
+from deepdoctor.engine.session import Session
+from deepdoctor.files import write_json, write_text
+from deepdoctor.prompts import render_completion, render_question, style_named
+
+RESULTS = Path(__file__).parent / "results"
+STEPS = 60
+CAP_GIB = 15.0
+AUTO: dict[str, Any] = {"batching": "auto", "base_precision": "auto", "gradient_checkpointing": "auto"}
+QUIET: dict[str, Any] = {"held_out_rows": 0, "eval_steps": 0, "probe_steps": 0}
+GPU_CASES = ("ours", "ours_quiet", "ours_15gib", "unsloth_15gib", "trl_4bit", "trl_16bit")
+CPU_CASES = ("ours", "ours_quiet", "trl")
+MEANS = {
+    "ours": "this app, its own plan, with held-out losses and probes",
+    "ours_quiet": "this app, its own plan, training only",
+    "ours_15gib": f"this app, 4 bit, within {CAP_GIB:g} GiB, training only",
+    "unsloth_15gib": f"Unsloth at the article's settings, within {CAP_GIB:g} GiB",
+    "trl_4bit": "TRL + PEFT + bitsandbytes, 4 bit, 2 × 4, their defaults",
+    "trl_16bit": "TRL + PEFT, bfloat16, 8 × 1, no checkpointing",
+    "trl": "TRL + PEFT, same recipe",
+}
+VERSIONS = ("torch", "transformers", "peft", "trl", "accelerate", "unsloth", "bitsandbytes", "xformers")
+
+
+def recipe_for(nano: bool, steps: int) -> FinetuneConfig:
+    """The article's recipe, or for the embedded model the Quick preset's, over so many steps."""
+    found = preset("quick" if nano else "article")
+    return found.changed(max_steps=steps, warmup_steps=min(found.warmup_steps, steps))
+
+
+def ours(folder: str, case: str, rows: DatasetConfig, recipe: FinetuneConfig, profile: Path | None) -> dict[str, Any]:
+    """Train by the engine. The plan that was made and what came of it are told with it."""
+    from benchmarks.finetuning_peers import Clock
+
+    changes = {**AUTO, **({} if case == "ours" else QUIET)}
+    model: dict[str, Any] = {"name": folder}
+    if case == "ours_15gib":
+        changes, model = {**changes, "base_precision": "4bit"}, {**model, "precision": "4bit", "gpu_memory_gib": CAP_GIB}
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as data:
+        session = Session(Path(data))
+        config = session.load(ModelConfig.of(model)).config
+        loaded_after, run = clock_seconds(clock), session.runs.create(config, rows, recipe.changed(**changes))
+        with Profiled(profile, clock) as ticked:
+            clock.begin()
+            session.finetune(run.id, should_stop=ticked)
+        status = run.status
+        return {
+            **{"ends": clock.ends, "load_seconds": loaded_after, "wall_seconds": status["wall_seconds"], "plan": status["plan"]},
+            **{"precision": status["precision"], "backend": status["backend"], "parameters": session.loaded.info.parameters},  # type: ignore[union-attr]
+            "losses": [row["loss"] for row in run.curve() if "loss" in row],
+        }
+
+
+def clock_seconds(clock: Any) -> float:
+    """Seconds since the clock began."""
+    clock.tick()
+    return round(float(clock.ends.pop()), 1)
+
+
+class Profiled:
+    """Gives what is called after every step; with a file, three steps in the middle are profiled and the tables written there."""
+
+    def __init__(self, file: Path | None, clock: Any) -> None:
+        self.file, self.clock, self.asked = file, clock, 0
+
+    def __enter__(self) -> "Profiled":
+        from torch.profiler import ProfilerActivity, profile, schedule
+
+        cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+        self.profiler = profile(activities=[ProfilerActivity.CPU, *cuda], schedule=schedule(wait=8, warmup=2, active=3, repeat=1))
+        if self.file:
+            self.profiler.start()
+        return self
+
+    def __call__(self) -> bool:
+        """Never stops anything."""
+        self.clock.tick()
+        if self.file:
+            self.profiler.step()
+        return False
+
+    def __exit__(self, *_error: object) -> None:
+        if self.file:
+            self.profiler.stop()
+            write_text(self.file, tables(self.profiler, self.clock.ends))
+
+
+def tables(profiler: Any, ends: list[float]) -> str:
+    """What three steps spent their time on: by kernels of the GPU, and by operations on the CPU."""
+    events = profiler.key_averages()
+    gpu = sum(event.self_device_time_total for event in events if event.device_type.name == "CUDA") / 3e3
+    arithmetic = ("mm", "bmm", "addmm", "baddbmm", "scaled_dot_product", "linear")
+    cpu = sum(event.self_cpu_time_total for event in events) / 3e3
+    counted = sum(event.self_cpu_time_total for event in events if any(word in event.key for word in arithmetic)) / 3e3
+    steps = statistics.median(after - before for before, after in pairwise(ends)) * 1e3
+    head = (
+        f"A step takes {steps:.0f} ms (median, unprofiled steps among them). In the profiled ones, per step: GPU kernels {gpu:.0f} ms, CPU "
+    )
+    head += f"{cpu:.0f} ms on all threads, of which matrix products and attention {counted:.0f} ms ({counted / cpu:.0%}).\n\n"
+    order = ["self_cpu_time_total", *(["self_cuda_time_total"] if gpu else [])]
+    return head + "\n".join(events.table(sort_by=by, row_limit=28, max_name_column_width=70) for by in order)
+
+
+def one(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one case in this process."""
+    nano, case = options.model == EMBEDDED_MODEL, options.one
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = DatasetConfig() if nano else DatasetConfig(source="file", path=str(save_rows(Path(scratch) / "rows.jsonl")))
+        recipe = recipe_for(nano, options.steps)
+        prepare(None)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        if case.startswith("ours"):
+            found = ours(options.model, case, rows, recipe, options.profile)
+        else:
+            from benchmarks import finetuning_peers
+
+            torch.backends.cuda.enable_cudnn_sdp(True)  # theirs is PyTorch's default
+            folder, said = EMBEDDED_FOLDER if nano else Path(options.model), texts(rows, recipe)
+            if case == "unsloth_15gib":
+                found = finetuning_peers.unsloth(folder, said, recipe, CAP_GIB)
+            else:
+                found = finetuning_peers.trl(folder, said, recipe, four_bit=case == "trl_4bit")
+    peak = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+    return {"case": case, **found, "peak_gib": round(peak, 2)}
+
+
+def texts(rows: DatasetConfig, recipe: FinetuneConfig, folder: Path = EMBEDDED_FOLDER) -> list[str]:
+    """The rows as the texts that peers are given: what ours are encoded from."""
+    loaded, style = load_rows(rows), style_named(recipe.prompt_style)
+    eos = str(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"])
+    return [
+        render_question(each.question, style) + render_completion(each.reasoning, each.response, eos, style)
+        for each in to_examples(loaded.rows, map_columns(loaded.columns, rows))
+    ]
+
+
+def in_own_process(options: argparse.Namespace, case: str, steps: int) -> dict[str, Any]:
+    """`one` in a process of its own; {"failed": the end of what it said} if it fails."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "benchmarks.finetuning",
+        "--model",
+        options.model,
+        "--one",
+        case,
+        "--steps",
+        str(steps),
+    ]
+    if options.profile and case == "ours_quiet":
+        command += ["--profile", str(options.profile)]
+    environment = {**os.environ, "UNSLOTH": "off" if case.startswith("trl") else os.environ.get("UNSLOTH", "on")}
+    began = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"case"')]
+    found = json.loads(lines[-1]) if lines else {"case": case, "failed": (done.stderr or done.stdout)[-1500:]}
+    print(f"{case}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def figures(found: dict[str, Any], floor: float) -> dict[str, Any]:
+    """Seconds of the 60 steps, of the first and of a step, and how many times the floor that is."""
+    if "failed" in found:
+        return found
+    ends = found.pop("ends")
+    between = [after - before for before, after in pairwise(ends)]
+    step = statistics.median(between)
+    whole = ends[-1] if len(ends) == STEPS else ends[0] + (STEPS - 1) * step
+    return {
+        **found,
+        **{"steps": len(ends), "first_step": round(ends[0], 2), "step": round(step, 3), "slowest_step": round(max(between), 3)},
+        **{"seconds_60": round(whole, 1), "to_floor": round(whole / floor, 2) if floor else None},
+    }
+
+
+def floor_of(nano: bool, parameters: int) -> dict[str, float]:
+    """Seconds of the 60 steps if only 4·N operations a token were done, at the rate of a large matrix product measured here."""
+    size, kind = (1024, torch.float32) if nano else (8192, torch.bfloat16)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+    seconds = []
+    for _ in range(8):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        (left @ right)[0, 0].item()
+        seconds.append(time.perf_counter() - began)
+    rate = 2 * size**3 / min(seconds)
+    tokens = mean_tokens(nano) * recipe_for(nano, STEPS).rows_per_step * STEPS
+    return {"flops": rate, "tokens": tokens, "seconds": 4 * parameters * tokens / rate}
+
+
+def mean_tokens(nano: bool) -> float:
+    """Tokens a row, by the embedded tokenizer, which the random model has too."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(EMBEDDED_FOLDER / "tokenizer.json"))
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = DatasetConfig() if nano else DatasetConfig(source="file", path=str(save_rows(Path(scratch) / "rows.jsonl")))
+        return statistics.mean(len(tokenizer.encode(text).ids) for text in texts(rows, recipe_for(nano, STEPS)))
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """The result for people."""
+    lines = [
+        "# Fine-tuning beside its peers",
+        "",
+        f"{result['machine']}; {result['model']}; " + ", ".join(f"{name} {number}" for name, number in result["versions"].items()) + ".",
+        f"Floor: {result['floor']['seconds']:.1f} s for {result['floor']['tokens']:,.0f} tokens at the measured "
+        f"{result['floor']['flops'] / 1e12:,.2f} TFLOP/s, 4 operations a parameter and token.",
+        "",
+        "| | steps run | first step, s | a step, s | 60 steps, s | times the floor | peak, GiB | planned s / GiB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for found in result["cases"]:
+        if "failed" in found:
+            lines.append(f"| {MEANS[found['case']]} | failed: {found['failed'].strip().splitlines()[-1][:160]} | | | | | | |")
+            continue
+        plan = found.get("plan")
+        planned = f"{plan['seconds']:.0f} / {plan['memory_bytes'] / GIB:.1f}" if plan else ""
+        lines.append(
+            f"| {MEANS[found['case']]} | {found['steps']} | {found['first_step']:.1f} | {found['step']:.2f} | {found['seconds_60']:.1f} "
+            f"| {found['to_floor']} | {found['peak_gib']:.1f} | {planned} |"
+        )
+    return "\n".join([*lines, "", "Made by `python benchmarks/finetuning.py`; seconds count from Start with the model loaded."]) + "\n"
+
+
+def main() -> int:
+    """Measure each case, print, and with --save write under results/."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default=EMBEDDED_MODEL)
+    parser.add_argument("--case", action="append")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--peer-steps", type=int, default=STEPS)
+    parser.add_argument("--one", help="measure that case in this process and print its figures")
+    parser.add_argument("--profile", type=Path, help="profile ours_quiet and write its tables there")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", help="name of a file under benchmarks/results/, without its ending")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(one(options)), flush=True)
+        return 0
+    nano, cuda = options.model == EMBEDDED_MODEL, torch.cuda.is_available()
+    cases = options.case or (CPU_CASES if nano else GPU_CASES)
+    found = [in_own_process(options, case, options.steps if case.startswith("ours") else options.peer_steps) for case in cases]
+    parameters = next((each["parameters"] for each in found if "parameters" in each), 0)
+    floor = floor_of(nano, parameters)
+    result = {
+        "machine": torch.cuda.get_device_name() if cuda else f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        **{"model": Path(options.model).name, "parameters": parameters, "versions": _versions(), "floor": floor},
+        "cases": [figures(each, floor["seconds"]) for each in found],
+    }
+    print(json.dumps(result) if options.json else as_markdown(result))
+    if options.save:
+        write_json(RESULTS / f"{options.save}.json", result)
+        write_text(RESULTS / f"{options.save}.md", as_markdown(result))
+    return 0
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
