@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.older_torch import varlen_for_unsloth
+from benchmarks.profiling import Profiled, Sampled
 from benchmarks.random_model import save_rows
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig, preset
 from deepdoctor.dataset import load_rows, map_columns, to_examples
@@ -73,7 +75,15 @@ def ours(folder: str, case: str, rows: DatasetConfig, recipe: FinetuneConfig, pr
         loaded_after, run = clock_seconds(clock), session.runs.create(config, rows, recipe.changed(**changes))
         with Profiled(profile, clock) as ticked:
             clock.begin()
-            session.finetune(run.id, should_stop=ticked)
+            with Sampled() as start:
+
+                def stepped() -> bool:
+                    start.stop()
+                    return ticked()
+
+                session.finetune(run.id, should_stop=stepped)
+        if profile:
+            write_text(profile.with_suffix(".start.txt"), "Until the first step ended:\n\n" + start.table())
         status = run.status
         return {
             **{"ends": clock.ends, "load_seconds": loaded_after, "wall_seconds": status["wall_seconds"], "plan": status["plan"]},
@@ -88,50 +98,6 @@ def clock_seconds(clock: Any) -> float:
     return round(float(clock.ends.pop()), 1)
 
 
-class Profiled:
-    """Gives what is called after every step; with a file, three steps in the middle are profiled and the tables written there."""
-
-    def __init__(self, file: Path | None, clock: Any) -> None:
-        self.file, self.clock, self.asked = file, clock, 0
-
-    def __enter__(self) -> "Profiled":
-        from torch.profiler import ProfilerActivity, profile, schedule
-
-        cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-        self.profiler = profile(activities=[ProfilerActivity.CPU, *cuda], schedule=schedule(wait=8, warmup=2, active=3, repeat=1))
-        if self.file:
-            self.profiler.start()
-        return self
-
-    def __call__(self) -> bool:
-        """Never stops anything."""
-        self.clock.tick()
-        if self.file:
-            self.profiler.step()
-        return False
-
-    def __exit__(self, *_error: object) -> None:
-        if self.file:
-            self.profiler.stop()
-            write_text(self.file, tables(self.profiler, self.clock.ends))
-
-
-def tables(profiler: Any, ends: list[float]) -> str:
-    """What three steps spent their time on: by kernels of the GPU, and by operations on the CPU."""
-    events = profiler.key_averages()
-    gpu = sum(event.self_device_time_total for event in events if event.device_type.name == "CUDA") / 3e3
-    arithmetic = ("mm", "bmm", "addmm", "baddbmm", "scaled_dot_product", "linear")
-    cpu = sum(event.self_cpu_time_total for event in events) / 3e3
-    counted = sum(event.self_cpu_time_total for event in events if any(word in event.key for word in arithmetic)) / 3e3
-    steps = statistics.median(after - before for before, after in pairwise(ends)) * 1e3
-    head = (
-        f"A step takes {steps:.0f} ms (median, unprofiled steps among them). In the profiled ones, per step: GPU kernels {gpu:.0f} ms, CPU "
-    )
-    head += f"{cpu:.0f} ms on all threads, of which matrix products and attention {counted:.0f} ms ({counted / cpu:.0%}).\n\n"
-    order = ["self_cpu_time_total", *(["self_cuda_time_total"] if gpu else [])]
-    return head + "\n".join(events.table(sort_by=by, row_limit=28, max_name_column_width=70) for by in order)
-
-
 def one(options: argparse.Namespace) -> dict[str, Any]:
     """Measure one case in this process."""
     nano, case = options.model == EMBEDDED_MODEL, options.one
@@ -139,6 +105,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
         rows = DatasetConfig() if nano else DatasetConfig(source="file", path=str(save_rows(Path(scratch) / "rows.jsonl")))
         recipe = recipe_for(nano, options.steps)
         prepare(None)
+        given = varlen_for_unsloth()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         if case.startswith("ours"):
@@ -153,7 +120,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
             else:
                 found = finetuning_peers.trl(folder, said, recipe, four_bit=case == "trl_4bit")
     peak = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
-    return {"case": case, **found, "peak_gib": round(peak, 2)}
+    return {"case": case, **found, "peak_gib": round(peak, 2), "attention_given": given}
 
 
 def texts(rows: DatasetConfig, recipe: FinetuneConfig, folder: Path = EMBEDDED_FOLDER) -> list[str]:
@@ -256,6 +223,11 @@ def as_markdown(result: dict[str, Any]) -> str:
             f"| {MEANS[found['case']]} | {found['steps']} | {found['first_step']:.1f} | {found['step']:.2f} | {found['seconds_60']:.1f} "
             f"| {found['to_floor']} | {found['peak_gib']:.1f} | {planned} |"
         )
+    if any(found.get("attention_given") for found in result["cases"]):
+        lines += [
+            "",
+            "This PyTorch lacks an argument by which Unsloth asks for attention over rows in line; it was given (older_torch.py).",
+        ]
     return "\n".join([*lines, "", "Made by `python benchmarks/finetuning.py`; seconds count from Start with the model loaded."]) + "\n"
 
 
