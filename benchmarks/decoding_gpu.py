@@ -1,6 +1,6 @@
 """Paired decoding on one GPU beside its peers, with the floor that the memory sets.
 
-    python benchmarks/decoding_gpu.py FOLDER [--precision bfloat16|4bit] [--save NAME]
+    python benchmarks/decoding_gpu.py FOLDER [--precision bfloat16|4bit] [--save NAME] [--profile FILE]
 
 FOLDER holds a model (benchmarks/random_model.py makes one of the 8B's architecture); the tuned side is a random rank-16 adapter on all
 seven projections. Peers write one side after the other by `generate`: transformers in a process without Unsloth, and Unsloth for inference.
@@ -18,28 +18,30 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from benchmarks.paired_decoding import Endless, bytes_read, copy_rate, random_adapter, sequential, timed
 from deepdoctor.config import ModelConfig, SamplingConfig
+from deepdoctor.engine.backends import Transformers
 from deepdoctor.engine.decode import Decoder, Row
-from deepdoctor.engine.model import LoadedModel, load
+from deepdoctor.engine.model import LoadedModel, linear_parts, load
 from deepdoctor.engine.pairs import Pairs
-from deepdoctor.files import write_json
+from deepdoctor.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
-PEER_TOKENS = 128
+PEER_TOKENS, TURNS = 64, 3
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=512)
 
 
 def written(loaded: LoadedModel, pairs: int, prompt: int, sampling: SamplingConfig, adapter: str) -> dict[str, float]:
-    """Median ms a step of so many pairs whose prompts have `prompt` tokens, from the second step on; and ms to the first token."""
+    """ms a step of so many pairs whose prompts have `prompt` tokens, and ms to the first token: medians of TURNS turns' medians."""
     decoder = Decoder(Endless(**vars(loaded)), 2 * pairs, prompt + sampling.max_new_tokens)
     torch.manual_seed(0)
-    found: list[float] = []
-    for _turn in range(2):  # the first captures graphs
+    turns: list[list[float]] = []
+    for _turn in range(1 + TURNS):  # the first captures graphs
         rows = [Row(torch.randint(5, 2000, (prompt,)).tolist(), side, sampling) for _ in range(pairs) for side in (None, adapter)]
         decoder.submit(rows)
         began, found = time.perf_counter(), []
@@ -47,23 +49,37 @@ def written(loaded: LoadedModel, pairs: int, prompt: int, sampling: SamplingConf
             now = time.perf_counter()
             found.append(1000 * (now - began))
             began = now
-    steps = found[8:-1]
-    return {"ms_per_step": round(statistics.median(steps), 3), "ms_mean": round(statistics.mean(steps), 3), "ms_first": round(found[0], 1)}
+        turns.append(found)
+    each = [statistics.median(found[8:-1]) for found in turns[1:]]
+    return {
+        **{"ms_per_step": round(statistics.median(each), 3), "fastest_turn": round(min(each), 3), "slowest_turn": round(max(each), 3)},
+        "ms_first": round(statistics.median(found[0] for found in turns[1:]), 1),
+    }
 
 
 def peers(folder: Path, precision: str) -> dict[str, Any]:
     """ms a step (one token of base and one of tuned) of `generate`, one side after the other, in this process."""
-    loaded, adapter = opened(folder, precision)
+    loaded, adapter = opened(folder, precision) if os.environ["UNSLOTH"] == "on" or precision != "4bit" else stock_4bit(folder)
     prompt = torch.randint(5, 2000, (150,)).tolist()
     if loaded.backend.name == "unsloth":
         from unsloth import FastLanguageModel
 
         FastLanguageModel.for_inference(loaded.peft)
-    seconds = []
-    for tokens in (8, PEER_TOKENS, PEER_TOKENS):
-        taken, _texts = timed(lambda tokens=tokens: sequential(loaded, prompt, adapter, tokens))
-        seconds.append(taken)
-    return {"way": loaded.backend.name, "ms_per_step": round(1000 * min(seconds[1:]) / PEER_TOKENS, 2)}
+    seconds = [timed(lambda: sequential(loaded, prompt, adapter, PEER_TOKENS))[0] for _turn in range(1 + TURNS)][1:]
+    each = [round(1000 * taken / PEER_TOKENS, 2) for taken in seconds]
+    return {"way": loaded.backend.name, "ms_per_step": statistics.median(each), "turns": each}
+
+
+def stock_4bit(folder: Path) -> tuple[LoadedModel, str]:
+    """The model in 4 bits by transformers and bitsandbytes alone, which the app does not do, with the same random adapter."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    kind = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    base: Any = AutoModelForCausalLM.from_pretrained(folder, quantization_config=kind, dtype=torch.bfloat16, device_map={"": 0})
+    info: Any = SimpleNamespace(decoding="", projections=linear_parts(base.model.layers[0]))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    loaded = LoadedModel(ModelConfig(name=str(folder)), base.eval().requires_grad_(False), tokenizer, info, Transformers(), folder)
+    return loaded, random_adapter(loaded)
 
 
 def opened(folder: Path, precision: str) -> tuple[LoadedModel, str]:
@@ -94,12 +110,12 @@ def in_other_process(folder: Path, precision: str, unsloth: str) -> dict[str, An
     return json.loads(lines[-1]) if lines else {"failed": done.stderr[-800:]}
 
 
-def measure(folder: Path, precision: str, with_peers: bool) -> dict[str, Any]:
+def measure(folder: Path, precision: str, with_peers: bool, profile: Path | None = None) -> dict[str, Any]:
     """All figures; without peers only our own."""
-    plain: dict[str, Any] = {"left out": "not asked for" if precision != "4bit" else "plain transformers is loaded in 16 bit only"}
-    unsloth: dict[str, Any] = {"left out": "not asked for"}
+    plain: dict[str, Any] = {"left out": "not asked for"}
+    unsloth = plain
     if with_peers:
-        plain = plain if precision == "4bit" else in_other_process(folder, precision, "off")
+        plain = in_other_process(folder, precision, "off")
         unsloth = in_other_process(folder, precision, "on")
     loaded, adapter = opened(folder, precision)
     rate, read = copy_rate(loaded.device, 2**30), bytes_read(loaded)
@@ -108,6 +124,8 @@ def measure(folder: Path, precision: str, with_peers: bool) -> dict[str, Any]:
     at_1k = written(loaded, 1, 768, GREEDY, adapter)
     sampled = written(loaded, 1, 150, GREEDY.changed(temperature=0.6), adapter)
     eight = written(loaded, 8, 150, GREEDY, adapter)
+    if profile:
+        profile_of(loaded, adapter, profile)
     floor = 1000 * read / rate
     return {
         "gpu": torch.cuda.get_device_name(),
@@ -135,6 +153,34 @@ def measure(folder: Path, precision: str, with_peers: bool) -> dict[str, Any]:
     }
 
 
+def profile_of(loaded: LoadedModel, adapter: str, file: Path) -> None:
+    """Write down what twenty steps of one pair at 1k context spend on each kernel."""
+    from torch.profiler import ProfilerActivity, profile
+
+    decoder = Decoder(Endless(**vars(loaded)), 2, 1280)
+    torch.manual_seed(0)
+    decoder.submit([Row(torch.randint(5, 2000, (1000,)).tolist(), side, GREEDY.changed(max_new_tokens=64)) for side in (None, adapter)])
+    for _ in range(20):
+        decoder.step()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        began = time.perf_counter()
+        for _ in range(20):
+            decoder.step()
+        torch.cuda.synchronize()
+        taken = 1000 * (time.perf_counter() - began) / 20
+    events = [event for event in seen.key_averages() if event.self_device_time_total]
+    total = sum(event.self_device_time_total for event in events) / 20e3
+    lines = [
+        f"One pair at 1k context: {taken:.2f} ms a step while profiled, of which kernels {total:.2f} ms (overlapping ones counted twice).",
+        "",
+    ]
+    lines += ["us a step  launches a step  kernel"]
+    for event in sorted(events, key=lambda event: -event.self_device_time_total)[:24]:
+        lines.append(f"{event.self_device_time_total / 20:9.1f}  {event.count / 20:15.1f}  {event.key[:90]}")
+    write_text(file, "\n".join(lines) + "\n")
+
+
 def _ratio(peer: dict[str, Any], pair: dict[str, float]) -> float | None:
     return round(peer["ms_per_step"] / pair["ms_per_step"], 2) if "ms_per_step" in peer else None
 
@@ -146,11 +192,14 @@ def main() -> int:
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--peer", action="store_true", help="measure only `generate`, in this process")
     parser.add_argument("--without-peers", action="store_true", help="measure only our own decoder")
+    parser.add_argument("--profile", type=Path, help="also write there what a step spends on each kernel")
     parser.add_argument("--save", help="name of a file under benchmarks/results/, without its ending")
     options = parser.parse_args()
     prepare(None)
     result = (
-        peers(options.folder, options.precision) if options.peer else measure(options.folder, options.precision, not options.without_peers)
+        peers(options.folder, options.precision)
+        if options.peer
+        else measure(options.folder, options.precision, not options.without_peers, options.profile)
     )
     print(json.dumps(result), flush=True)
     if options.save:

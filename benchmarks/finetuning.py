@@ -82,13 +82,11 @@ def ours(folder: str, case: str, rows: DatasetConfig, recipe: FinetuneConfig, pr
                     return ticked()
 
                 session.finetune(run.id, should_stop=stepped)
-        if profile:
-            write_text(profile.with_suffix(".start.txt"), "Until the first step ended:\n\n" + start.table())
         status = run.status
         return {
             **{"ends": clock.ends, "load_seconds": loaded_after, "wall_seconds": status["wall_seconds"], "plan": status["plan"]},
             **{"precision": status["precision"], "backend": status["backend"], "parameters": session.loaded.info.parameters},  # type: ignore[union-attr]
-            "losses": [row["loss"] for row in run.curve() if "loss" in row],
+            **{"losses": [row["loss"] for row in run.curve() if "loss" in row], "until_first_step": start.table().splitlines()},
         }
 
 
