@@ -10,10 +10,10 @@ from deepdoctor.engine.protocol import ModelInfo
 # decoded token, and seconds before the first step.
 # CPU: the embedded model on two cores of an AMD EPYC (1.85e11 FLOP/s) with nobody else on them: steps of 8 rows of 466 tokens took 1.34 to
 # 1.38 s as 8 × 1, 1.34 s as 2 × 4 and 1.63 s as 1 × 8, of 4 rows of 300 tokens 0.41 s; a probe 5.5 ms a token.
-# GPU: an 8B on an H200 (7.9e14 FLOP/s), Unsloth, 8 × 1 rows of about 650 tokens, no checkpointing, cuDNN off: 0.54 s a step in bfloat16,
-# 1.54 s in 4 bits. Decoding and start were not measured apart there.
-TRAINING_EFFICIENCY = {"cpu": 0.34, "16bit": 0.49, "4bit": 0.17}
-SECONDS_PER_BATCH = {"cpu": 0.045, "cuda": 0.01}
+# GPU: an 8B on an H200 (7.7e14 FLOP/s), Unsloth, 8 × 1 rows without padding of 724 tokens, no checkpointing, cuDNN off: 0.393 s a step in
+# bfloat16; padded, of about 650 tokens, 1.54 s in 4 bits. What a batch costs in 4 bits, decoding and start were not measured apart there.
+TRAINING_EFFICIENCY = {"cpu": 0.34, "16bit": 0.63, "4bit": 0.17}
+SECONDS_PER_BATCH = {"cpu": 0.045, "16bit": 0.01, "4bit": 0.06}
 DECODE_SECONDS_PER_LAYER = {"cpu": 0.92e-3, "cuda": 5e-4}
 SECONDS_TO_START = {"cpu": 2.5, "cuda": 8.0}
 # what cuDNN's attention takes to plan one layer for a length that it has not met: the bfloat16 run above took 1.46 s a step with it
@@ -32,6 +32,8 @@ BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "16bit": 2.
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_8bit": 2}
 ADAPTER_BYTES = 8  # a float32 weight and its float32 gradient
 LOGIT_BYTES = 8  # a float32 logit and its gradient
+# Unsloth's loss works through the logits in pieces. With it, 8 × 1 rows of 724 tokens of an 8B in bfloat16 took 39.9 GiB on an H200
+PIECE_OF_LOGITS = 2 * 2**30
 SCORE_BYTES = 8  # on a CPU, where attention over padded rows keeps them: a float32 score and its share
 # what the held-out loss reads at once: rows, tokens with their padding, and places whose logits are there together
 EVALUATED_ROWS, EVALUATED_TOKENS, EVALUATED_PLACES = 8, 4096, 256
@@ -110,12 +112,27 @@ def memory_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Seque
     embedded = 2 * model.vocabulary * model.hidden_size if how.precision == "4bit" else 0  # embeddings and head stay in 16 bit
     weights = (model.parameters - embedded) * BYTES_PER_WEIGHT[how.precision] + embedded * 2
     adapter = trainable_parameters(config, model) * (ADAPTER_BYTES + OPTIMIZER_BYTES[config.optimizer if cuda else "adamw_torch"])
-    layer = sum(inputs + outputs for inputs, outputs in model.projections.values())
-    layers = layer + model.layers * model.hidden_size if how.checkpointing else layer * model.layers
+    layer, unsloth = _kept_by_a_layer(model), model.backend == "unsloth"
+    inputs = 0 if unsloth else model.layers * model.hidden_size  # Unsloth's checkpointing keeps them in the machine's own memory
+    layers = layer + inputs if how.checkpointing else layer * model.layers
     scores = 0 if cuda else model.layers * model.heads * rounded_up(max(lengths), how.padded_to) * SCORE_BYTES
-    training = tokens_at_once(lengths, how) * (layers * number_bytes + model.vocabulary * LOGIT_BYTES + scores)
+    tokens = tokens_at_once(lengths, how)
+    logits = min(tokens * model.vocabulary * LOGIT_BYTES, PIECE_OF_LOGITS if unsloth else float("inf"))
+    training = tokens * (layers * number_bytes + scores) + logits
     evaluating = _evaluation(model, max(lengths), number_bytes) if config.held_out_rows else 0
     return round((0 if cuda else PROCESS_BYTES) + weights + adapter + max(training, evaluating))
+
+
+def _kept_by_a_layer(model: ModelInfo) -> int:
+    """Numbers a token that a layer keeps for its backward pass: inputs and outputs of its projections.
+
+    Unsloth keeps both norms' inputs and outputs, what attention gives, and the outputs of queries, keys, values, gate and up; it computes
+    the rest again.
+    """
+    if model.backend != "unsloth":
+        return sum(inputs + outputs for inputs, outputs in model.projections.values())
+    again = ("o_proj", "down_proj")
+    return 5 * model.hidden_size + sum(outputs for name, (_inputs, outputs) in model.projections.items() if name not in again)
 
 
 def _evaluation(model: ModelInfo, longest: int, number_bytes: int) -> int:
@@ -133,12 +150,13 @@ def seconds_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequ
     batches; 2·N a token for each held-out loss; probes by decoding. Attention's own arithmetic is left out.
     """
     kind = "cuda" if on_gpu(model.device) else "cpu"
-    rate = model.flops * TRAINING_EFFICIENCY["cpu" if kind == "cpu" else "4bit" if how.precision == "4bit" else "16bit"]
+    held = "cpu" if kind == "cpu" else "4bit" if how.precision == "4bit" else "16bit"
+    rate = model.flops * TRAINING_EFFICIENCY[held]
     steps = config.steps_for(len(lengths))
     operations = (6 if how.checkpointing else 4) * model.parameters
     read = padded_length(lengths, how.batch, how.padded_to) if how.padded_to else sum(lengths) / len(lengths)
     trained = steps * config.rows_per_step * read * operations / rate
-    batches = steps * how.accumulation * SECONDS_PER_BATCH[kind]
+    batches = steps * how.accumulation * SECONDS_PER_BATCH[held]
     evaluations = _times(steps, config.eval_steps) if config.held_out_rows else 0
     evaluated = evaluations * config.held_out_rows * sum(lengths) / len(lengths) * 2 * model.parameters / rate
     answers = _times(steps, config.probe_steps) * max(1, len(config.probe_questions)) if config.probe_steps else 0

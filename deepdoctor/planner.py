@@ -4,16 +4,19 @@ What it chooses changes time and memory, not what is learnt: the rows of a step,
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.protocol import ModelInfo
-from deepdoctor.estimates import How, memory_of, on_gpu, padded_length, rounded_up
+from deepdoctor.estimates import How, memory_of, on_gpu, padded_length, rounded_up, seconds_of
 
 GIB = 2**30
 # what is chosen may take this share of the memory at most: estimates are meant to be right within 15%
 USABLE = 0.85
 MOST_AT_ONCE = 256
+# ways whose seconds differ by less than estimates do are held to be as fast; the simplest of them is taken
+AS_FAST = 1.1
 # tokens: what tensor cores compute at once, and few enough different lengths that cuDNN's plans are soon all built
 TILE, CUDNN_MULTIPLE = 8, 128
 AS_SET = "As set in the recipe."
@@ -32,12 +35,15 @@ class Choice:
 def decide(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> tuple[How, tuple[Choice, ...]]:
     """How a run over rows of these `lengths` (those that are trained on, not empty) is computed, and why.
 
-    The first that fits of: the precision asked for, or the one at hand and then 4 bits; no checkpointing, then checkpointing; the largest
-    batches first. Where nothing fits, what takes least. Settings that are not "auto" are taken as they are.
+    Of what fits, a way that is expected to be as fast as any; where nothing fits, what takes least. Settings that are not "auto" are taken
+    as they are; the base is held in 4 bits only where that is asked for, or where 16 bits fit in no way.
     """
     ways = list(_ways(config, model))
     usable = USABLE * model.memory_bytes
-    how = next((way for way in ways if memory_of(config, model, way, lengths) <= usable), ways[-1])
+    fitting = [way for way in ways if memory_of(config, model, way, lengths) <= usable]
+    same = [way for way in fitting if way.precision == fitting[0].precision]
+    seconds = [seconds_of(config, model, way, lengths) for way in same]
+    how = next((way for way, taken in zip(same, seconds, strict=True) if taken <= AS_FAST * min(seconds)), ways[-1])
     reasons = _Reasons(config, model, lengths, how)
     return how, (
         Choice("Base weights", WORDS[how.precision], reasons.precision()),
@@ -50,7 +56,7 @@ def decide(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> 
 
 
 def _ways(config: FinetuneConfig, model: ModelInfo) -> Iterator[How]:
-    """Every way that the recipe leaves open, the best first and the one that takes least memory last."""
+    """Every way that the recipe leaves open: the simplest first, and what takes least memory last."""
     cuda = on_gpu(model.device)
     attention = "cudnn" if cuda and config.attention == "cudnn" else "pytorch"
     chosen = _padded_to(model, attention)
@@ -114,16 +120,19 @@ class _Reasons:
     lengths: Sequence[int]
     how: How
 
-    def _gib(self, **changes: object) -> str:
-        way = How(**{**vars(self.how), **changes})
-        return f"{memory_of(self.config, self.model, way, self.lengths) / GIB:.1f} GiB"
+    def _gib(self, **changes: Any) -> str:
+        return f"{memory_of(self.config, self.model, replace(self.how, **changes), self.lengths) / GIB:.1f} GiB"
 
     @property
     def _fits(self) -> bool:
-        return memory_of(self.config, self.model, self.how, self.lengths) <= USABLE * self.model.memory_bytes
+        return memory_of(self.config, self.model, self.how, self.lengths) <= self._most
+
+    @property
+    def _most(self) -> float:
+        return USABLE * self.model.memory_bytes
 
     def _usable(self) -> str:
-        return f"{USABLE * self.model.memory_bytes / GIB:.1f} GiB that may be used"
+        return f"{self._most / GIB:.1f} GiB that may be used"
 
     def precision(self) -> str:
         asked = self.config.base_precision
@@ -135,7 +144,7 @@ class _Reasons:
             return "As it is loaded."
         return f"In {WORDS[self.model.precision]} even one row at once would need about {self._gib(**self._least())} of {self._usable()}."
 
-    def _least(self) -> dict[str, object]:
+    def _least(self) -> dict[str, Any]:
         again = on_gpu(self.model.device) and self.config.gradient_checkpointing != "off"
         return {"precision": self.model.precision, "batch": _batches(self.config)[-1], "checkpointing": again}
 
@@ -157,6 +166,8 @@ class _Reasons:
         if not self.how.checkpointing:
             return "Activations fit, and computing them again would take half as much arithmetic again."
         smallest = _batches(self.config)[-1]
+        if memory_of(self.config, self.model, replace(self.how, batch=smallest, checkpointing=False), self.lengths) <= self._most:
+            return "Without it only batches so small would fit that a step would take longer."
         at_once = "one row" if smallest == 1 else f"{smallest} rows"
         return f"Without it even {at_once} at once would need about {self._gib(batch=smallest, checkpointing=False)} of {self._usable()}."
 

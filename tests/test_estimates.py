@@ -46,6 +46,17 @@ def test_a_step_of_the_8b_takes_what_was_measured_on_an_h200(way: How, measured:
     assert a_step(H200, way) == pytest.approx(measured, rel=0.3)
 
 
+# 8 × 1 rows of 370 to 1,091 tokens, 724 on average, behind each other, in bfloat16 without checkpointing, on an H200
+LONGER = [370 + round(index * 721 / 499) for index in range(500)]
+
+
+def test_rows_behind_each_other_took_that_long_and_that_much() -> None:
+    way, measured = how("bfloat16", 8, 1, padded_to=0), replace(H200, flops=770e12)
+    sixty, thirty = (seconds_of(QUIET.changed(max_steps=steps), measured, way, LONGER) for steps in (60, 30))
+    assert (sixty - thirty) / 30 == pytest.approx(0.393, rel=0.1)
+    assert memory_of(QUIET, measured, way, LONGER) / GIB == pytest.approx(39.85, rel=0.1)
+
+
 @pytest.mark.parametrize(
     "more",
     [{"max_steps": 120}, {"held_out_rows": 200}, {"eval_steps": 5}, {"probe_steps": 5}, {"probe_questions": ("a", "b")}],

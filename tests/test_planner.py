@@ -77,6 +77,13 @@ def test_checkpointing_where_even_one_row_does_not_fit_without() -> None:
     assert "Without it even one row" in why(AUTO, card(28), "Checkpointing", long)
 
 
+def test_checkpointing_where_it_is_faster_than_batches_of_one_row() -> None:
+    quickly_computed = replace(card(8), parameters=200_000_000)
+    found = how(AUTO, quickly_computed)
+    assert (found.precision, found.batch, found.checkpointing) == ("bfloat16", 8, True)
+    assert "so small would fit" in why(AUTO, quickly_computed, "Checkpointing")
+
+
 def test_four_bits_where_16_do_not_fit() -> None:
     assert how(AUTO, card(15)).precision == "4bit"
     assert "In 16 bits even one row at once would need" in why(AUTO, card(15), "Base weights")

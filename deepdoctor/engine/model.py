@@ -248,13 +248,14 @@ def linear_parts(layer: Any) -> dict[str, tuple[int, int]]:
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a matrix product of 1024 by 1024, measured for about a tenth of a second."""
+    """FLOP/s of a square matrix product, large enough to keep the device busy, measured for about a tenth of a second."""
     import time
 
-    left = torch.randn(1024, 1024, device=device, dtype=dtype)
+    size = 8192 if device.type == "cuda" else 1024
+    left = torch.randn(size, size, device=device, dtype=dtype)
     for rounds in (2, 8):
         began = time.perf_counter()
         for _ in range(rounds):
             product = left @ left
         product[0, 0].item()
-    return rounds * 2 * 1024**3 / (time.perf_counter() - began)
+    return rounds * 2 * size**3 / (time.perf_counter() - began)
