@@ -3,7 +3,7 @@
     python benchmarks/article_recipe.py FOLDER [--case 4bit] [--case 4bit:15] [--case 4bit:15:float16] [--case bfloat16] [--save NAME]
 
 FOLDER holds a model (benchmarks/random_model.py makes one of the 8B's architecture). A case is a precision, optionally the GiB of the GPU
-that the process may use, and `float16` for a card without bfloat16. Rows are 500 of about 650 tokens.
+that the process may use, and `float16` for a card without bfloat16. Rows are 500 of about 720 tokens.
 """
 
 from deepdoctor.engine.accelerator import GIB
@@ -12,17 +12,24 @@ import argparse
 import gc
 import json
 import platform
+import statistics
 import sys
 import tempfile
 import time
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.finetuning_peers import Clock
+from benchmarks.older_torch import varlen_for_unsloth
+from benchmarks.profiling import Profiled
 from benchmarks.random_model import save_rows
 from deepdoctor.config import DatasetConfig, ModelConfig, SamplingConfig, preset
+from deepdoctor.engine.adapters import select_adapter
+from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.protocol import Compare
 from deepdoctor.engine.session import Session
 from deepdoctor.files import write_json
@@ -32,7 +39,7 @@ ASKED = SamplingConfig(max_new_tokens=256)
 VERSIONS = ("torch", "transformers", "peft", "trl", "unsloth", "bitsandbytes")
 
 
-def measure(model: Path, case: str, folder: Path, steps: int) -> dict[str, Any]:
+def measure(model: Path, case: str, folder: Path, steps: int, profile: Path | None = None) -> dict[str, Any]:
     """Train the recipe and compare once. seconds: of the whole run, evaluations, probes and checkpoints included; memory in GiB."""
     precision, *limits = case.split(":")
     gib = float(limits[0]) if limits and limits[0] else None
@@ -47,9 +54,12 @@ def measure(model: Path, case: str, folder: Path, steps: int) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
         recipe = preset("article").changed(max_steps=steps, warmup_steps=min(5, steps), base_precision="auto")
         rows = DatasetConfig(source="file", path=str(folder / "rows.jsonl"))
-        run = session.finetune(session.runs.create(loaded.config, rows, recipe).id)
-        trained = _peaks()
-        curve = run.curve()
+        clock = Clock()
+        with Profiled(profile, clock) as ticked:
+            clock.begin()
+            run = session.finetune(session.runs.create(loaded.config, rows, recipe).id, should_stop=ticked)
+        trained, curve = _peaks(), run.curve()
+        switched = [_switch_seconds(loaded, run.adapter_dir(step)) for step in (run.checkpoints()[0], None, run.checkpoints()[0])]
         torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         *_, made = session.compare(Compare("What follows from chest pain on exertion?", run.id, sampling=ASKED))
@@ -58,10 +68,12 @@ def measure(model: Path, case: str, folder: Path, steps: int) -> dict[str, Any]:
             **{"case": case, "backend": loaded.backend.name, "dtype": str(loaded.dtype), "held_in": loaded.info.precision, "steps": steps},
             "load_seconds": round(load_seconds, 1),
             "run_seconds": run.status["wall_seconds"],
-            "step_seconds": round(_step_seconds(curve), 3),
+            "step_seconds": round(statistics.median(after - before for before, after in pairwise(clock.ends)), 3),
+            "first_step_seconds": round(clock.ends[0], 1),
             "train_memory_gib": trained,
             "losses": [row["loss"] for row in curve if "loss" in row],
             "held_out": [row["held_out_loss"] for row in curve if "held_out_loss" in row],
+            **{"planned": run.status["plan"], "switch_seconds": switched},
             "compare_seconds": round(time.perf_counter() - began, 2),
             "compare_tokens": [made.base.tokens, made.tuned.tokens],
             "compare_memory_gib": _peaks(),
@@ -78,10 +90,13 @@ def _peaks() -> dict[str, float]:
     }
 
 
-def _step_seconds(curve: list[dict[str, Any]]) -> float:
-    """Median seconds a step between two logged points, evaluations left out: tokens of a step by tokens a second."""
-    rates = sorted(row["tokens_per_second"] for row in curve if "tokens_per_second" in row)
-    return 8 * 650 / rates[len(rates) // 2]
+def _switch_seconds(loaded: LoadedModel, folder: Path) -> float:
+    """Seconds until the adapter in that folder is the tuned side: the first time it is read from disk."""
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    select_adapter(loaded, folder)
+    torch.cuda.synchronize()
+    return round(time.perf_counter() - began, 3)
 
 
 def main() -> int:
@@ -90,18 +105,21 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--case", action="append", required=True)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--profile", type=Path, help="profile three steps of the last case and write the tables there")
     parser.add_argument("--save", help="name of a file under benchmarks/results/, without its ending")
     options = parser.parse_args()
     found: list[dict[str, Any]] = []
+    given = varlen_for_unsloth()
     for case in options.case:
         with tempfile.TemporaryDirectory() as scratch:
             save_rows(Path(scratch) / "rows.jsonl")
-            found.append(measure(options.model, case, Path(scratch), options.steps))
+            profile = options.profile if case == options.case[-1] else None
+            found.append(measure(options.model, case, Path(scratch), options.steps, profile))
         print(json.dumps(found[-1]), flush=True)
         gc.collect()
         torch.cuda.empty_cache()
     versions = {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
-    result = {"gpu": torch.cuda.get_device_name(), "versions": versions, "cases": found}
+    result = {"gpu": torch.cuda.get_device_name(), "versions": versions, "attention_given": given, "cases": found}
     if options.save:
         write_json(RESULTS / f"{options.save}.json", result)
     return 0

@@ -153,7 +153,7 @@ def in_own_process(options: argparse.Namespace, case: str, steps: int) -> dict[s
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"case"')]
     found = json.loads(lines[-1]) if lines else {"case": case, "failed": (done.stderr or done.stdout)[-1500:]}
-    print(f"{case}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    print(f"{case}: {time.perf_counter() - began:.0f} s\n{json.dumps(found)}", file=sys.stderr, flush=True)
     return found
 
 
