@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import SpaceCard, SpaceCardData
 
+from deepdoctor.catalogue import ON_A_GPU
 from deepdoctor.config import DatasetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,7 +77,8 @@ def card() -> SpaceCardData:
 
 def test_the_head_names_everything_a_space_is_made_from(card: SpaceCardData) -> None:
     known = set(vars(SpaceCardData(ignore_metadata_errors=True))) | {
-        *("emoji", "colorFrom", "colorTo", "pinned", "short_description", "suggested_hardware", "startup_duration_timeout", "hf_oauth")
+        *("emoji", "colorFrom", "colorTo", "pinned", "short_description", "suggested_hardware", "startup_duration_timeout", "hf_oauth"),
+        "preload_from_hub",
     }
     given = {name for name, value in vars(card).items() if value is not None}
     assert given <= known, "a misspelt setting would be ignored without a word"
@@ -87,6 +89,9 @@ def test_the_head_names_everything_a_space_is_made_from(card: SpaceCardData) -> 
     assert card.pinned is False
     assert card.license == tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["license"].lower()
     assert DatasetConfig().name in card.datasets
+    assert [line.split()[0] for line in card.preload_from_hub] == [ON_A_GPU.name]
+    # its weights stay out: which of the two downloads is needed, the hardware decides, and building would wait for either
+    assert set(card.preload_from_hub[0].split()[1].split(",")) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
     assert len(card.short_description) <= 60
     assert re.fullmatch(r"\d+(m|h)", card.startup_duration_timeout)
     assert card.suggested_hardware in (
