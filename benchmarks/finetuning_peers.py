@@ -5,6 +5,7 @@ Used by benchmarks/finetuning.py, each in a process of its own. Rows, LoRA, opti
 
 from deepdoctor.engine.accelerator import GIB
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,9 @@ def _train(model: Any, folder: Path, texts: list[str], recipe: FinetuneConfig, m
     clock = Clock()
     trainer = (SFTTrainer if cuda else PlainLossTrainer)(  # TRL's own loss needs Triton
         model=model,
-        args=SFTConfig(output_dir=str(folder.parent / "peer"), report_to="none", save_strategy="no", disable_tqdm=True, **arguments),
+        args=SFTConfig(
+            output_dir=tempfile.mkdtemp(prefix="deepdoctor-peer-"), report_to="none", save_strategy="no", disable_tqdm=True, **arguments
+        ),
         train_dataset=Dataset.from_dict({"text": texts}),
         processing_class=tokenizer,
         callbacks=[clock],
