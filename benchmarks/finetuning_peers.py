@@ -110,12 +110,10 @@ def _train(model: Any, folder: Path, texts: list[str], recipe: FinetuneConfig, m
         "dataset_text_field": "text",
         **more,
     }
-    clock = Clock()
+    clock, folder_of_its_own = Clock(), tempfile.mkdtemp(prefix="deepdoctor-peer-")
     trainer = (SFTTrainer if cuda else PlainLossTrainer)(  # TRL's own loss needs Triton
         model=model,
-        args=SFTConfig(
-            output_dir=tempfile.mkdtemp(prefix="deepdoctor-peer-"), report_to="none", save_strategy="no", disable_tqdm=True, **arguments
-        ),
+        args=SFTConfig(output_dir=folder_of_its_own, report_to="none", save_strategy="no", disable_tqdm=True, **arguments),
         train_dataset=Dataset.from_dict({"text": texts}),
         processing_class=tokenizer,
         callbacks=[clock],
