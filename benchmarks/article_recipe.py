@@ -104,17 +104,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--case", action="append", required=True)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, nargs="+", default=[60], help="of each case in turn; the last number holds for the rest")
     parser.add_argument("--profile", type=Path, help="profile three steps of the last case and write the tables there")
     parser.add_argument("--save", help="name of a file under benchmarks/results/, without its ending")
     options = parser.parse_args()
     found: list[dict[str, Any]] = []
     given = varlen_for_unsloth()
-    for case in options.case:
+    for place, case in enumerate(options.case):
         with tempfile.TemporaryDirectory() as scratch:
             save_rows(Path(scratch) / "rows.jsonl")
             profile = options.profile if case == options.case[-1] else None
-            found.append(measure(options.model, case, Path(scratch), options.steps, profile))
+            found.append(measure(options.model, case, Path(scratch), options.steps[min(place, len(options.steps) - 1)], profile))
         print(json.dumps(found[-1]), flush=True)
         gc.collect()
         torch.cuda.empty_cache()

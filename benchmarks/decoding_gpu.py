@@ -1,6 +1,6 @@
 """Paired decoding on one GPU beside its peers, with the floor that the memory sets.
 
-    python benchmarks/decoding_gpu.py FOLDER [--precision bfloat16|4bit] [--save NAME] [--profile FILE]
+    python benchmarks/decoding_gpu.py FOLDER [--precision bfloat16] [--precision 4bit] [--save NAME] [--profile FOLDER]
 
 FOLDER holds a model (benchmarks/random_model.py makes one of the 8B's architecture); the tuned side is a random rank-16 adapter on all
 seven projections. Peers write one side after the other by `generate`: transformers in a process without Unsloth, and Unsloth for inference.
@@ -9,6 +9,7 @@ seven projections. Peers write one side after the other by `generate`: transform
 from deepdoctor.engine.accelerator import prepare
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -110,13 +111,13 @@ def in_other_process(folder: Path, precision: str, unsloth: str) -> dict[str, An
     return json.loads(lines[-1]) if lines else {"failed": done.stderr[-800:]}
 
 
-def measure(folder: Path, precision: str, with_peers: bool, profile: Path | None = None) -> dict[str, Any]:
-    """All figures; without peers only our own."""
-    plain: dict[str, Any] = {"left out": "not asked for"}
-    unsloth = plain
-    if with_peers:
-        plain = in_other_process(folder, precision, "off")
-        unsloth = in_other_process(folder, precision, "on")
+def peers_apart(folder: Path, precision: str) -> dict[str, dict[str, Any]]:
+    """What both peers take, each in a process of its own."""
+    return {"transformers": in_other_process(folder, precision, "off"), "unsloth": in_other_process(folder, precision, "on")}
+
+
+def measure(folder: Path, precision: str, beside: dict[str, dict[str, Any]], profile: Path | None = None) -> dict[str, Any]:
+    """Our own figures, and how they compare with those of the peers `beside`."""
     loaded, adapter = opened(folder, precision)
     rate, read = copy_rate(loaded.device, 2**30), bytes_read(loaded)
     warm, first = first_token(loaded, adapter)
@@ -145,10 +146,9 @@ def measure(folder: Path, precision: str, with_peers: bool, profile: Path | None
             "kernels_ready_seconds": round(warm, 2),
             "first_token_seconds": round(first, 3),
         },
-        **{"transformers": plain, "unsloth": unsloth},
+        **beside,
         "to_floor": round(at_1k["ms_per_step"] / floor, 2),
-        "against_transformers": _ratio(plain, pair),
-        "against_unsloth": _ratio(unsloth, pair),
+        **{f"against_{name}": _ratio(peer, pair) for name, peer in beside.items()},
         "row_rate_of_eight": round(pair["ms_per_step"] / eight["ms_per_step"], 3),
     }
 
@@ -186,24 +186,30 @@ def _ratio(peer: dict[str, Any], pair: dict[str, float]) -> float | None:
 
 
 def main() -> int:
-    """Measure, print, and with --save write under results/."""
+    """Measure, print one line a precision, and with --save write all under results/."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--precision", action="append", help="bfloat16 (if none is given) or 4bit; may be given twice")
     parser.add_argument("--peer", action="store_true", help="measure only `generate`, in this process")
-    parser.add_argument("--without-peers", action="store_true", help="measure only our own decoder")
-    parser.add_argument("--profile", type=Path, help="also write there what a step spends on each kernel")
+    parser.add_argument("--without-peers", action="append", default=[], metavar="PRECISION", help="measure only our own decoder there")
+    parser.add_argument("--profile", type=Path, help="also write, into that folder, what a step spends on each kernel")
     parser.add_argument("--save", help="name of a file under benchmarks/results/, without its ending")
     options = parser.parse_args()
+    precisions: list[str] = options.precision or ["bfloat16"]
     prepare(None)
-    result = (
-        peers(options.folder, options.precision)
-        if options.peer
-        else measure(options.folder, options.precision, not options.without_peers, options.profile)
-    )
-    print(json.dumps(result), flush=True)
+    if options.peer:
+        print(json.dumps(peers(options.folder, precisions[0])), flush=True)
+        return 0
+    # before this process holds memory of its own
+    found = {each: {} if each in options.without_peers else peers_apart(options.folder, each) for each in precisions}
+    for each in precisions:
+        profile = options.profile / f"decoding_profile_{each}.txt" if options.profile else None
+        found[each] = measure(options.folder, each, found[each], profile)
+        print(json.dumps(found[each]), flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
     if options.save:
-        write_json(RESULTS / f"{options.save}.json", result)
+        write_json(RESULTS / f"{options.save}.json", found)
     return 0
 
 
