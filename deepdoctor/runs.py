@@ -152,10 +152,16 @@ class Run:
             steps = self.checkpoints()
             folder = self.checkpoint_dir(steps[-1]) if steps else self.path / "adapter"
         if not (folder / "adapter_model.safetensors").exists():
-            raise RunError(
-                f"Run {self.name} has no adapter{f' at step {step}' if step is not None else ' yet'}; checkpoints: {self.checkpoints()}."
-            )
+            raise RunError(self._lacking(step))
         return folder
+
+    def _lacking(self, step: int | None) -> str:
+        """Why there is no adapter, in words."""
+        there = self.checkpoints()
+        said = f"Run {self.name} has no adapter{f' at step {step}' if step is not None else ' yet'}; checkpoints: {there}."
+        if step is None or step > max(there, default=0):
+            return said
+        return f"{said} Newer ones take the place of older ones; the newest, and that of the best held-out loss, are kept."
 
     def training_questions(self) -> list[str]:
         """The questions it was trained on, in row order; [] while the run has not begun, or where that is not recorded."""

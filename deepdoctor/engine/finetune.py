@@ -111,7 +111,7 @@ def trainer_arguments(run: Run, how: How, steps: int, loaded: LoadedModel) -> SF
         fp16=on_gpu and loaded.dtype == torch.float16,
         logging_steps=1,
         save_steps=config.checkpoint_steps,
-        save_total_limit=config.checkpoints_kept,
+        save_total_limit=None,  # the library knows nothing of our held-out losses: see checkpoints.py
         report_to="none",
         disable_tqdm=True,
         use_cpu=loaded.device.type == "cpu",

@@ -235,6 +235,23 @@ def test_only_so_many_checkpoints_are_kept(session: Session, dataset: DatasetCon
     assert run.checkpoints() == [3, 4]
 
 
+def test_the_checkpoint_of_the_best_held_out_loss_outlives_newer_ones_and_a_resume(session: Session, dataset: DatasetConfig) -> None:
+    # so fast that it soon learns the rows by heart, and the held-out loss rises
+    recipe: dict[str, Any] = {"max_steps": 8, "checkpoint_steps": 1, "eval_steps": 1, "checkpoints_kept": 2, "learning_rate": 0.5}
+    whole = session.finetune(tiny.new_run(session, dataset, **recipe).id)
+    losses = tiny.losses(whole, "held_out_loss")
+    best = min(range(1, 9), key=lambda step: losses[step])
+    assert best < 7, "or the rotation would keep it anyway"
+    assert whole.checkpoints() == [best, 8]
+    assert whole.status["best_checkpoint"] == {"step": best, "held_out_loss": losses[best]}
+    assert "removed checkpoint" in whole.log_tail(99)
+    cut = tiny.new_run(session, dataset, **recipe)
+    session.finetune(cut.id, should_stop=tiny.StopAfter(6))
+    assert cut.checkpoints()[-1] == 6
+    session.finetune(cut.id, resume=True)
+    assert (tiny.losses(cut, "held_out_loss"), cut.checkpoints()) == (losses, [best, 8])
+
+
 def test_a_second_training_in_the_same_process(session: Session, dataset: DatasetConfig) -> None:
     base = tiny.model_of(session).base
     first = session.finetune(tiny.new_run(session, dataset).id)
