@@ -212,6 +212,10 @@ class Runs:
             raise RunError(f"There is no run {run_id[:40]!r}. Known runs: {', '.join(run.id for run in self.list()) or 'none yet'}.")
         return run
 
+    def free_bytes(self) -> int:
+        """Free bytes on the disk where runs are kept."""
+        return shutil.disk_usage(next(folder for folder in (self.root, *self.root.resolve().parents) if folder.exists())).free
+
     def active(self) -> Run | None:
         """The run that is training or waiting to, if any."""
         return next((run for run in self.list() if run.state in ("queued", "running")), None)

@@ -14,7 +14,7 @@ from deepdoctor.dataset import keep_apart
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import ConfigError, DatasetError, EngineError, RunError
 from deepdoctor.estimates import QUICK_SECONDS
-from deepdoctor.plan import plan, roughly
+from deepdoctor.plan import plan, require_disk, roughly
 from deepdoctor.prompts import style_named
 from deepdoctor.runs import LIVE_FILES, RESUMABLE, Run, changed_files
 from deepdoctor.ui import run_view
@@ -98,7 +98,7 @@ class TrainEvents:
             found = plan(config, model, lengths)
         except (DatasetError, ConfigError) as error:
             return note(str(error), "warn")
-        return run_view.plan_stats(found, rows - found.rows)
+        return run_view.plan_stats(found, rows - found.rows, self.context.runs.free_bytes())
 
     def _lengths(self, config: FinetuneConfig, model: ModelInfo, dataset: DatasetConfig) -> tuple[int, list[int]]:
         """(rows before checks, tokens of each row that will be trained on), as the engine will find them."""
@@ -136,7 +136,7 @@ class TrainEvents:
         if model is None:
             raise EngineError("The model is not loaded yet; start again when the line at the top says Ready.")
         config, rows = self._config(preset_name, values), DatasetConfig.of(dataset)
-        plan(config, model, self._lengths(config, model, rows)[1])
+        require_disk(plan(config, model, self._lengths(config, model, rows)[1]).disk_bytes, self.context.runs.free_bytes())
         run = self.context.runs.create(self.context.engine.model, rows, config, run_name)
         self.context.engine.finetune(run.id)
         return [note(f"Started {run.name}.", "ok"), gr.update(value=""), *[gr.skip()] * len(self.form.inputs)]

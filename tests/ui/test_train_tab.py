@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, ModelConfig, preset
 from deepdoctor.engine.protocol import EngineState
+from deepdoctor.runs import Runs
 from deepdoctor.ui import train_tab
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import build_form
@@ -154,6 +155,28 @@ def test_start_makes_a_run_and_hands_it_over(events: TrainEvents, context: Conte
     assert run.model == ModelConfig()
     assert "Started mine" in notice
     assert name["value"] == ""
+
+
+class FullDisk(Runs):
+    """Runs on a disk with a megabyte left."""
+
+    def free_bytes(self) -> int:
+        """A megabyte."""
+        return 2**20
+
+
+def test_a_run_whose_checkpoints_do_not_fit_on_the_disk_is_not_started(context: Context, dataset: dict[str, object]) -> None:
+    full = replace(context, runs=FullDisk(context.settings.data_dir))
+
+    def made() -> TrainEvents:
+        with gr.Blocks():
+            return TrainEvents(full, Loaded(), build_form(QUICK, without=("preset",)))
+
+    events = in_event_loop(made)
+    assert "no room" in events.review(dataset, "quick", {}, *values(events, held_out_rows=5))[1]
+    refused = refusal(events.start(None, dataset, "quick", "", *values(events, held_out_rows=5)))
+    assert "but only 1.0 MiB are free" in refused
+    assert full.runs.list() == []
 
 
 def test_a_second_start_names_the_run_that_trains(events: TrainEvents, context: Context, dataset: dict[str, object]) -> None:
