@@ -90,13 +90,7 @@ class Run:
 
     def curve(self) -> list[dict[str, Any]]:
         """All metrics as one curve: where a resume rewound to an earlier step, what it overwrote is left out."""
-        rows: list[dict[str, Any]] = []
-        for row in self.metrics()[0]:
-            if "resumed_from" in row:
-                rows = [kept for kept in rows if kept.get("step", 0) <= row["resumed_from"]]
-            else:
-                rows.append(row)
-        return rows
+        return grown([], self.metrics()[0])
 
     def fingerprint(self) -> tuple[int, ...]:
         """Changes whenever the page has something new to draw: sizes and times of the run's live files."""
@@ -234,6 +228,17 @@ class Runs:
             run.set_status(state="interrupted", message=why)
             run.log(f"Interrupted: {why}")
         return lost
+
+
+def grown(curve: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A curve with new rows of metrics behind it; where one tells of a resume, what was beyond the step it began at is left out."""
+    rows = list(curve)
+    for row in new:
+        if "resumed_from" in row:
+            rows = [kept for kept in rows if kept.get("step", 0) <= row["resumed_from"]]
+        else:
+            rows.append(row)
+    return rows
 
 
 def changed_files(before: Sequence[Any], now: Sequence[Any]) -> set[str]:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, ModelConfig, preset
 from deepdoctor.engine.protocol import EngineState
-from deepdoctor.runs import Runs
+from deepdoctor.runs import Run, Runs
 from deepdoctor.ui import train_tab
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import build_form
@@ -90,6 +91,14 @@ def test_the_tab_builds(context: Context) -> None:
 
     labels = {getattr(block, "label", None) for block in in_event_loop(made).blocks.values()}
     assert {"Steps", "Learning rate", "Name of the run", "Smoothing"} <= labels
+
+
+def long_run(context: Context) -> Run:
+    """A run that trains, with 2,500 logged steps."""
+    run = fake_run(context.settings.data_dir, state="running", steps=())
+    rows = ({"step": step, "loss": 1 + step % 7 / 10, "learning_rate": 1e-4, "memory_gib": 2.0} for step in range(1, 2501))
+    (run.path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return run
 
 
 def test_no_run_is_started_while_another_model_comes(context: Context, events: TrainEvents, dataset: dict[str, object]) -> None:
@@ -280,6 +289,21 @@ def test_a_tick_draws_only_what_is_new(events: TrainEvents, context: Context) ->
     assert "Step 43" in progress
     assert (curves, probes) == (SKIPPED, SKIPPED)
     assert "a new line" in log
+
+
+def test_ten_viewers_of_a_long_run_share_one_drawing(events: TrainEvents, context: Context) -> None:
+    """The work of a tick in bounds that cannot flake; how long it takes is measured by benchmarks/long_run.py."""
+    run = long_run(context)
+    seen = [events.draw(NOTHING_SEEN, "none", 1)[-1] for _ in range(10)]
+    run.append_metric({"step": 2501, "loss": 0.5, "learning_rate": 1e-5})
+    began = time.perf_counter()
+    with ThreadPoolExecutor(10) as pool:
+        outputs = list(pool.map(lambda each: events.tick(each, "none", 1), seen))
+    assert time.perf_counter() - began < 5, "all ten together, on a machine as busy as it may be"
+    assert len({id(output[3]) for output in outputs}) == 1
+    assert "to 0.5 at step 2,501" in outputs[0][3]
+    assert len(outputs[0][3]) < 150_000
+    assert all(events.tick(output[-1], "none", 1) == SKIPPED for output in outputs)
 
 
 def test_the_buttons_follow_the_state(events: TrainEvents, context: Context) -> None:
