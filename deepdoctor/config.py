@@ -162,7 +162,9 @@ class FinetuneConfig(Config):
     eval_steps: int = _setting(20, "Evaluate every", "Steps between two held-out losses; 0: only first and last", ge=0, le=100_000)
     held_out_rows: int = _setting(24, "Held-out rows", "Rows kept out of training for the held-out loss", ge=0, le=10_000)
     checkpoint_steps: int = _setting(20, "Checkpoint every", "Steps between two checkpoints", ge=1, le=100_000)
-    checkpoints_kept: int = _setting(4, "Checkpoints kept", "Older ones are removed", ge=1, le=100)
+    checkpoints_kept: int = _setting(
+        4, "Checkpoints kept", "The newest, always with that of the best held-out loss; the others are removed", ge=1, le=100
+    )
     probe_steps: int = _setting(20, "Probe every", "Steps between two answers to the probe questions; 0: none", ge=0, le=100_000)
     probe_questions: tuple[str, ...] = _setting((), "Probe questions", "At most two; empty: the first held-out question", max_length=2)
     probe_tokens: int = _setting(400, "Probe length", "Most new tokens of a probe answer", ge=1, le=4096)
@@ -208,7 +210,9 @@ PRESETS: dict[str, FinetuneConfig] = {
         checkpoint_steps=10,
         probe_steps=10,
     ),
-    "full_epoch": FinetuneConfig(preset="full_epoch", **AUTOMATIC, max_steps=0, eval_steps=100, checkpoint_steps=100, probe_steps=100),
+    "full_epoch": FinetuneConfig(
+        preset="full_epoch", **AUTOMATIC, max_steps=0, eval_steps=100, checkpoint_steps=100, checkpoints_kept=5, probe_steps=100
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.protocol import ModelInfo
@@ -31,6 +32,8 @@ FOUR_BIT_BYTES = 0.6  # a weight in NF4 with its scales, embeddings in 16 bit am
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "16bit": 2.0, "4bit": 0.53}
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_8bit": 2}
 ADAPTER_BYTES = 8  # a float32 weight and its float32 gradient
+# of a checkpoint: a float32 weight; what lies beside weights and optimizer, tokenizer not counted; a step in the trainer's own log
+SAVED_WEIGHT_BYTES, SAVED_BESIDE_BYTES, SAVED_STEP_BYTES = 4, 110_000, 300
 LOGIT_BYTES = 8  # a float32 logit and its gradient
 # Unsloth's loss works through the logits in pieces. With it, 8 × 1 rows of 724 tokens of an 8B in bfloat16 took 39.9 GiB on an H200
 PIECE_OF_LOGITS = 2 * 2**30
@@ -133,6 +136,21 @@ def _kept_by_a_layer(model: ModelInfo) -> int:
         return sum(inputs + outputs for inputs, outputs in model.projections.values())
     again = ("o_proj", "down_proj")
     return 5 * model.hidden_size + sum(outputs for name, (_inputs, outputs) in model.projections.items() if name not in again)
+
+
+def checkpoint_bytes(config: FinetuneConfig, model: ModelInfo, step: int) -> int:
+    """Bytes on disk of the checkpoint at `step`: adapter, optimizer states, tokenizer, and the trainer's log so far."""
+    states = OPTIMIZER_BYTES[config.optimizer if on_gpu(model.device) else "adamw_torch"]
+    tokenizer = Path(model.tokenizer_file)
+    beside = SAVED_BESIDE_BYTES + (tokenizer.stat().st_size if tokenizer.is_file() else 0)
+    return trainable_parameters(config, model) * (SAVED_WEIGHT_BYTES + states) + beside + step * SAVED_STEP_BYTES
+
+
+def disk_of(config: FinetuneConfig, model: ModelInfo, steps: int) -> int:
+    """The most bytes that a run's checkpoints and its adapter take: as many as are kept, and one more while it is written."""
+    saved = -(-steps // config.checkpoint_steps)
+    together = min(saved, max(2, config.checkpoints_kept) + 1)  # the newest and the best stay even where one is kept
+    return together * checkpoint_bytes(config, model, steps) + trainable_parameters(config, model) * SAVED_WEIGHT_BYTES
 
 
 def _evaluation(model: ModelInfo, longest: int, number_bytes: int) -> int:

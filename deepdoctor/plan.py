@@ -6,8 +6,8 @@ from typing import Any
 
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.protocol import ModelInfo
-from deepdoctor.errors import DatasetError
-from deepdoctor.estimates import How, memory_of, seconds_of, trainable_parameters
+from deepdoctor.errors import DatasetError, RunError
+from deepdoctor.estimates import How, disk_of, memory_of, seconds_of, trainable_parameters
 from deepdoctor.planner import Choice, decide
 
 
@@ -15,7 +15,8 @@ from deepdoctor.planner import Choice, decide
 class Plan:
     """What one run will take. `rows` are trained on, `left_out` are longer than the limit, `held_out` are kept for evaluation.
 
-    tokens: read in all steps together, padding not counted. seconds and memory_bytes, the peak, are estimates. how: what the engine does;
+    tokens: read in all steps together, padding not counted. seconds, memory_bytes, the peak, and disk_bytes, of
+    checkpoints and adapter, are estimates. how: what the engine does;
     choices: the same in words, each with its reason.
     """
 
@@ -28,6 +29,7 @@ class Plan:
     trainable_parameters: int
     memory_bytes: int
     device_bytes: int
+    disk_bytes: int
     seconds: float
     how: How
     choices: tuple[Choice, ...]
@@ -68,10 +70,26 @@ def plan(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> Pl
         trainable_parameters=trainable_parameters(config, model),
         memory_bytes=memory_of(config, model, how, kept),
         device_bytes=model.memory_bytes,
+        disk_bytes=disk_of(config, model, steps),
         seconds=seconds_of(config, model, how, kept),
         how=how,
         choices=choices,
     )
+
+
+def require_disk(needed: int, free: float) -> None:
+    """Raise RunError, naming both numbers, if what a run writes does not fit on the disk."""
+    if needed > free:
+        raise RunError(
+            f"The run's checkpoints and adapter need about {in_bytes(needed)} of disk, but only {in_bytes(free)} are free where runs are "
+            "kept. Free some space, or lower Checkpoints kept or LoRA rank."
+        )
+
+
+def in_bytes(count: float) -> str:
+    """Bytes in words: "5.2 MiB", "310 MiB", "1.8 GiB"."""
+    unit, name = (2**30, "GiB") if count >= 0.95 * 2**30 else (2**20, "MiB")
+    return f"{count / unit:,.0f} {name}" if count >= 100 * unit else f"{max(count, 0) / unit:,.1f} {name}"
 
 
 def roughly(seconds: float) -> str:

@@ -90,13 +90,7 @@ class Run:
 
     def curve(self) -> list[dict[str, Any]]:
         """All metrics as one curve: where a resume rewound to an earlier step, what it overwrote is left out."""
-        rows: list[dict[str, Any]] = []
-        for row in self.metrics()[0]:
-            if "resumed_from" in row:
-                rows = [kept for kept in rows if kept.get("step", 0) <= row["resumed_from"]]
-            else:
-                rows.append(row)
-        return rows
+        return grown([], self.metrics()[0])
 
     def fingerprint(self) -> tuple[int, ...]:
         """Changes whenever the page has something new to draw: sizes and times of the run's live files."""
@@ -152,10 +146,16 @@ class Run:
             steps = self.checkpoints()
             folder = self.checkpoint_dir(steps[-1]) if steps else self.path / "adapter"
         if not (folder / "adapter_model.safetensors").exists():
-            raise RunError(
-                f"Run {self.name} has no adapter{f' at step {step}' if step is not None else ' yet'}; checkpoints: {self.checkpoints()}."
-            )
+            raise RunError(self._lacking(step))
         return folder
+
+    def _lacking(self, step: int | None) -> str:
+        """Why there is no adapter, in words."""
+        there = self.checkpoints()
+        said = f"Run {self.name} has no adapter{f' at step {step}' if step is not None else ' yet'}; checkpoints: {there}."
+        if step is None or step > max(there, default=0):
+            return said
+        return f"{said} Newer ones take the place of older ones; the newest, and that of the best held-out loss, are kept."
 
     def training_questions(self) -> list[str]:
         """The questions it was trained on, in row order; [] while the run has not begun, or where that is not recorded."""
@@ -206,6 +206,10 @@ class Runs:
             raise RunError(f"There is no run {run_id[:40]!r}. Known runs: {', '.join(run.id for run in self.list()) or 'none yet'}.")
         return run
 
+    def free_bytes(self) -> int:
+        """Free bytes on the disk where runs are kept."""
+        return shutil.disk_usage(next(folder for folder in (self.root, *self.root.resolve().parents) if folder.exists())).free
+
     def active(self) -> Run | None:
         """The run that is training or waiting to, if any."""
         return next((run for run in self.list() if run.state in ("queued", "running")), None)
@@ -224,6 +228,17 @@ class Runs:
             run.set_status(state="interrupted", message=why)
             run.log(f"Interrupted: {why}")
         return lost
+
+
+def grown(curve: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A curve with new rows of metrics behind it; where one tells of a resume, what was beyond the step it began at is left out."""
+    rows = list(curve)
+    for row in new:
+        if "resumed_from" in row:
+            rows = [kept for kept in rows if kept.get("step", 0) <= row["resumed_from"]]
+        else:
+            rows.append(row)
+    return rows
 
 
 def changed_files(before: Sequence[Any], now: Sequence[Any]) -> set[str]:

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from deepdoctor.config import ModelConfig
 from deepdoctor.engine.model import EMBEDDED_FOLDER, LoadedModel, load
+from tests.ui.fakes import in_event_loop
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -92,3 +93,15 @@ def test_judging_goes_on_when_the_app_is_killed(monkeypatch: pytest.MonkeyPatch,
     assert 6 <= result["killed_after"] < 12
     assert result["save"]["p50"] <= result["save"]["p95"] <= result["save"]["max"]
     assert "Told saved but not on disk: **0**" in judging_load.as_markdown(result)
+
+
+def test_a_long_run_is_watched_in_few_points_and_keeps_few_checkpoints(tmp_path: Path) -> None:
+    long_run = benchmark("long_run")
+    result = in_event_loop(lambda: long_run.measure(tmp_path, steps=1500, viewers=3, rounds=2))
+    assert 400 < result["most_points"] <= 480
+    assert (result["most_checkpoints"], result["checkpoints"]) == (5, [1100, 1200, 1300, 1400, 1500])
+    assert result["best"]["step"] == 1200
+    assert result["reached"] == (result["tick"]["p95"] <= 0.05)
+    shown = long_run.as_markdown(result)
+    assert "1,500 logged steps, 3 viewers at the same moment" in shown
+    assert "at most 5; left are those of the steps 1100, 1200" in shown

@@ -1,9 +1,11 @@
 """Estimates: they move the right way, and stay near what was measured."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from deepdoctor import nano
 from deepdoctor.checks import token_lengths
 from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, ModelConfig
 from deepdoctor.dataset import load_rows, map_columns, to_examples
@@ -12,6 +14,7 @@ from deepdoctor.estimates import (
     PROCESS_BYTES,
     QUICK_SECONDS,
     How,
+    checkpoint_bytes,
     memory_of,
     padded_length,
     seconds_of,
@@ -116,6 +119,12 @@ def test_the_peak_is_that_of_evaluation_where_a_step_needs_less() -> None:
 
 def test_adapter_grows_with_rank() -> None:
     assert trainable_parameters(ARTICLE.changed(lora_rank=32), LLAMA_8B) == 2 * trainable_parameters(ARTICLE, LLAMA_8B)
+
+
+def test_a_checkpoint_of_the_embedded_model_takes_the_disk_that_was_measured() -> None:
+    tokenizer = Path(nano.__file__).parent / "model" / "tokenizer.json"
+    found = checkpoint_bytes(PRESETS["quick"], replace(NANO, tokenizer_file=str(tokenizer)), 2)
+    assert found == pytest.approx(5_457_000, rel=0.01)
 
 
 def test_padding_goes_to_the_longest_row_of_the_batch() -> None:

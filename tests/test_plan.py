@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from deepdoctor.config import PRESETS
-from deepdoctor.errors import DatasetError
-from deepdoctor.plan import Plan, plan, roughly
+from deepdoctor.errors import DatasetError, RunError
+from deepdoctor.plan import Plan, plan, require_disk, roughly
 from tests.planned import LLAMA_8B, ROWS, T4
 
 ARTICLE = PRESETS["article"]
@@ -34,6 +34,32 @@ def test_rows_longer_than_the_model_reads_are_left_out() -> None:
 
 def test_whole_epochs_take_as_many_steps_as_the_rows_need() -> None:
     assert plan(PRESETS["full_epoch"], LLAMA_8B, [100] * 81).steps == 11
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 2463), (0.5, 1232), (2.0, 4926), (0.0001, 1)])
+def test_a_full_epoch_over_the_dataset(epochs: float, steps: int) -> None:
+    recipe = PRESETS["full_epoch"].changed(epochs=epochs)
+    found = plan(recipe, LLAMA_8B, [650] * 19_704)
+    assert found.steps == recipe.steps_for(19_704) == steps
+    assert found.epochs == pytest.approx(steps * 8 / 19_704)
+    assert found.tokens == steps * 8 * 650
+
+
+def test_the_disk_of_a_full_epoch_is_that_of_the_checkpoints_that_are_kept() -> None:
+    epoch = PRESETS["full_epoch"]
+    found = plan(epoch, LLAMA_8B, [650] * 19_704)
+    adapter = 41_943_040 * 4
+    assert found.disk_bytes == pytest.approx(adapter + 6 * 41_943_040 * 6, rel=0.01), "five kept, and one while it is written"
+    assert plan(epoch.changed(checkpoints_kept=1), LLAMA_8B, [650] * 19_704).disk_bytes < found.disk_bytes
+    assert plan(epoch.changed(optimizer="adamw_torch"), LLAMA_8B, [650] * 19_704).disk_bytes > found.disk_bytes
+    few = plan(epoch, LLAMA_8B, [650] * 800)
+    assert few.disk_bytes == pytest.approx(adapter + 41_943_040 * 6, rel=0.01), "one checkpoint is ever written"
+
+
+def test_a_disk_that_is_too_small_is_refused_with_both_numbers() -> None:
+    require_disk(2**31, 2**31)
+    with pytest.raises(RunError, match=r"about 2\.0 GiB of disk, but only 310 MiB are free"):
+        require_disk(2**31, 310 * 2**20)
 
 
 def test_whether_it_fits() -> None:

@@ -1,5 +1,6 @@
 """Runs on disk: another process may be writing, may have died writing, and somebody may have edited a file by hand."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,10 @@ def test_a_damaged_run_hides_itself_and_harms_no_other(runs: Runs, run: Run, fil
     assert runs.list() == [run]
     assert runs.active() == run
     assert runs.mark_interrupted("died") == [run]
+
+
+def test_free_disk_is_told_before_there_is_a_folder(tmp_path: Path) -> None:
+    assert 0 < Runs(tmp_path / "not" / "there").free_bytes() <= shutil.disk_usage(tmp_path).total
 
 
 def test_a_damaged_file_is_named(run: Run) -> None:

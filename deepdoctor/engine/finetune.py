@@ -3,6 +3,7 @@
 from deepdoctor.engine.accelerator import GIB, attention_by
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,17 +20,18 @@ from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.engine.tracking import Tracker
 from deepdoctor.estimates import How
 from deepdoctor.files import write_json
-from deepdoctor.plan import Plan, plan, roughly
+from deepdoctor.plan import Plan, plan, require_disk, roughly
 from deepdoctor.runs import Run
 
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
 
 
-def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], resume: bool = False) -> None:
+def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], resume: bool = False, disk: float = math.inf) -> None:
     """Train a fresh adapter as the run's configuration says, or continue from the run's newest checkpoint.
 
     `should_stop` is asked after every optimizer step; on yes a checkpoint is saved and the run ends as "stopped". Metrics, status, log and
-    probe answers are appended to the run's folder. Raises DatasetError if no row is usable.
+    probe answers are appended to the run's folder. Raises DatasetError if no row is usable, RunError if a new run's checkpoints need more
+    than `disk` bytes.
     """
     config = run.finetune
     checkpoints = run.checkpoints()
@@ -39,6 +41,8 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
     run.claim()
     rows = prepare_rows(loaded, run)
     planned = plan(config, loaded.info, [len(row.ids) for row in rows.train])
+    if not resume:
+        require_disk(planned.disk_bytes, disk)
     model, how, steps = fresh_adapter(loaded, config, planned.how.checkpointing), planned.how, planned.steps
     run.set_status(steps=steps, message="Training", rows=len(rows.train), trainable_parameters=_trainable(model), resumed=resume)
     _note_how(loaded, run, planned)
@@ -111,7 +115,7 @@ def trainer_arguments(run: Run, how: How, steps: int, loaded: LoadedModel) -> SF
         fp16=on_gpu and loaded.dtype == torch.float16,
         logging_steps=1,
         save_steps=config.checkpoint_steps,
-        save_total_limit=config.checkpoints_kept,
+        save_total_limit=None,  # the library knows nothing of our held-out losses: see checkpoints.py
         report_to="none",
         disable_tqdm=True,
         use_cpu=loaded.device.type == "cpu",

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from deepdoctor.checkpoints import rotate
 from deepdoctor.config import SamplingConfig
 from deepdoctor.engine.adapters import write_base_name
 from deepdoctor.engine.backends import TRAINED
@@ -21,6 +22,8 @@ from deepdoctor.engine.tracking import Tracker
 from deepdoctor.errors import ConfigError
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
+from deepdoctor.studies.progress import checkpoints_asked
+from deepdoctor.studies.study import Studies
 
 
 class Follow(TrainerCallback, ExportableState):
@@ -96,8 +99,11 @@ class Follow(TrainerCallback, ExportableState):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Give the checkpoint's adapter its base model's real name."""
+        """Give the checkpoint's adapter its base model's real name, and remove the checkpoints that need not stay."""
         write_base_name(self.run.checkpoint_dir(state.global_step), self.loaded.config.name)
+        asked = checkpoints_asked(Studies(self.run.path.parents[1]), self.run.id)
+        if removed := rotate(self.run, self.config.checkpoints_kept, asked):
+            self.run.log(f"step {state.global_step}: removed {', '.join(f'checkpoint {step}' for step in removed)}")
 
     def _after_step(self, step: int, last: int) -> None:
         if step == last or (self.config.eval_steps and step % self.config.eval_steps == 0):

@@ -214,7 +214,7 @@ class Session:
         try:
             loaded = self._in_precision(run)
             self.pairs.release()
-            finetune(loaded, run, should_stop, resume)
+            finetune(loaded, run, should_stop, resume, self.runs.free_bytes())
         except torch.OutOfMemoryError as error:
             self._failed(run, "Out of memory. Lower the batch size or the longest row, or choose 4-bit precision.")
             said = EngineError(run.status["message"])

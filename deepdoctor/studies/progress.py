@@ -39,6 +39,11 @@ def keep_losses(study: Study, run: Run) -> None:
     write_json(study.path / LOSSES, losses(run.curve(), study.config.step))
 
 
+def checkpoints_asked(studies: Studies, run_id: str) -> set[int]:
+    """The steps of that run's checkpoints that studies ask; while they exist these checkpoints are not removed."""
+    return {study.config.step for study in studies.list() if study.config.run == run_id and study.config.step is not None}
+
+
 def damage_of(study: Study) -> str:
     """What of a study's raters cannot be read, in words; "" if all can."""
     lost = study.damaged_raters

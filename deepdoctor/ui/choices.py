@@ -4,10 +4,12 @@ from typing import Any
 
 import gradio as gr
 
+from deepdoctor.checkpoints import told_best
 from deepdoctor.hub_adapters import HubAdapter
 from deepdoctor.runs import Run
 
 FINAL = "final"
+BEST = " · best held-out loss"
 
 
 def short_name(model: str) -> str:
@@ -26,7 +28,8 @@ def step_choices(run: Run | HubAdapter) -> list[tuple[str, Any]]:
     if isinstance(run, HubAdapter):
         return [("As it is on the Hub", FINAL)]
     final = [("Final adapter", FINAL)] if (run.path / "adapter" / "complete.json").exists() else []
-    return [*final, *((f"Step {step}", step) for step in reversed(run.checkpoints()))]
+    best = told_best(run)
+    return [*final, *((f"Step {step}{BEST if step == best else ''}", step) for step in reversed(run.checkpoints()))]
 
 
 def run_updates(runs: list[Run]) -> list[Any]:

@@ -57,7 +57,7 @@ class Handlers:
     def fingerprint(self, number: int | None) -> tuple[Any, ...]:
         """Changes when a run or checkpoint comes, goes or is renamed, the engine turns to something else, or this viewer asks."""
         state = self.context.engine.state
-        found = [(run.id, run.name, tuple(value for _label, value in step_choices(run))) for run in self.runs()]
+        found = [(run.id, run.name, tuple(step_choices(run))) for run in self.runs()]
         told, name = state.message if state.phase != "ready" else "", self.context.engine.model.name
         return (tuple(found), number is None, state.phase, state.doing, told, name, self.unpaired())
 
@@ -111,6 +111,8 @@ class Handlers:
         chosen = run if run in ids else (ids[0] if ids else None)
         steps = step_choices(self.context.side(chosen)) if chosen else []
         kept = step if chosen == run and step in [value for _label, value in steps] else (steps[0][1] if steps else None)
+        if chosen == run and steps and kept != step and step is not None:
+            gr.Warning(f"The checkpoint of step {step} was removed as newer ones came; now chosen: {steps[0][0]}.")
         busy = self.unpaired() + (self.busy() if number is None else "")
         return (
             self.fingerprint(number),

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from math import isfinite, nan
+from typing import Any, TypeVar
 
 from deepdoctor.ui.components import escape
 
-MOST_POINTS = 400
+# of a plot, over all its lines; a page with ten viewers loses ticks if it sends many more
+MOST_POINTS = 480
 MOST_STOPS = 120
 FEWEST_SMOOTHED = 8
 SMOOTHING = {"none": 0.0, "light": 0.6, "strong": 0.9}
@@ -16,6 +18,8 @@ STYLES = 6
 WIDTH, HEIGHT = 1000, 400
 
 Point = tuple[float, float]
+Number = TypeVar("Number")
+NUMBERS = (float, int)
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,13 @@ class Series:
 
 def series_of(rows: Iterable[Mapping[str, Any]], key: str, name: str, style: int = 0) -> Series:
     """The line of one metric over "step". Rows without it, or with what is no finite number, are left out."""
-    found: list[tuple[Any, Any]] = [(row.get("step"), row.get(key)) for row in rows]
-    points = [(float(x), float(y)) for x, y in found if _is_number(x) and _is_number(y)]
+    points = [
+        (float(x), float(y))
+        for row in rows
+        # a truth value is an int too, but of another type; no function is called for each of thousands of rows at every tick
+        if type(y := row.get(key, nan)) in NUMBERS and type(x := row.get("step", nan)) in NUMBERS and isfinite(y) and isfinite(x)
+    ]
     return Series(name, points, style)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def smooth(points: Sequence[Point], weight: float) -> list[Point]:
@@ -63,12 +67,41 @@ def smoothed(series: Series, how: str) -> list[Series]:
     return [Series(series.name, series.points, series.style, True), Series(series.name, smooth(series.points, weight), series.style)]
 
 
-def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+def evenly(points: Sequence[Number], most: int) -> list[Number]:
     """At most `most` of the points, evenly picked, first and last among them."""
     if len(points) <= most:
         return list(points)
+    if most < 2:
+        return list(points[:most])
     last = len(points) - 1
     return [points[round(index * last / (most - 1))] for index in range(most)]
+
+
+def thinned(points: Sequence[Point], most: int) -> list[Point]:
+    """At most `most` (4 or more) of the points: first, last, and lowest and highest of each stretch between: no peak is lost."""
+    if len(points) <= most:
+        return list(points)
+    stretches, last = most // 2 - 1, len(points) - 1
+    edges = [1 + (last - 1) * index // stretches for index in range(stretches + 1)]
+    found = [points[0]]
+    for begin, end in pairwise(edges):
+        stretch = points[begin:end]
+        low, high = min(stretch, key=_height), max(stretch, key=_height)
+        found += [low] if low is high else sorted((low, high))
+    return [*found, points[last]]
+
+
+def _height(point: Point) -> float:
+    return point[1]
+
+
+def shared_out(lines: Sequence[Series], most: int = MOST_POINTS) -> list[Series]:
+    """The lines with at most `most` points together: those with few keep all, the others get equal parts of the rest."""
+    left, parts = most, {}
+    for done, index in enumerate(sorted(range(len(lines)), key=lambda index: len(lines[index].points))):
+        parts[index] = min(len(lines[index].points), left // (len(lines) - done))
+        left -= parts[index]
+    return [replace(line, points=thinned(line.points, parts[index])) for index, line in enumerate(lines)]
 
 
 def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
@@ -131,13 +164,14 @@ def line_plot(series: Sequence[Series], title: str, *, unit: str = "", small: bo
 
     last_x: where the x axis ends at least, such as a run's last step. x is the step.
     """
-    lines = [Series(one.name, thinned(one.points), one.style % STYLES, one.faint) for one in series if one.points]
+    whole = [replace(one, style=one.style % STYLES) for one in series if one.points]
+    lines = shared_out(whole)
     kind = "dd-plot small" if small else "dd-plot"
     heading = f'<figcaption><span class="dd-plot-title">{escape(title)}</span>{_legend(lines, small, unit)}</figcaption>'
     if not lines:
         return f'<figure class="{kind}">{heading}<p class="dd-plot-none">Nothing measured yet.</p></figure>'
     frame = _frame(lines, small, last_x)
-    told = [one for one in lines if not one.faint]
+    told = [one for one in whole if not one.faint]
     return (
         f'<figure class="{kind}">{heading}<div class="dd-plot-frame">{_axis_labels(frame)}'
         f'<div class="dd-plot-area">{_drawing(lines, frame, _words(told, title), not small)}{_stops(told, frame)}</div></div></figure>'
@@ -194,13 +228,23 @@ def _words(lines: Sequence[Series], title: str) -> str:
 
 def _stops(lines: Sequence[Series], frame: _Frame) -> str:
     """Invisible columns, one at each x; hovering one shows the values there."""
-    values: dict[float, list[tuple[Series, float]]] = {}
+    places = _places(lines)
+    values: dict[float, list[tuple[Series, float]]] = {x: [] for x in places}
     for line in lines:
         for x, y in line.points:
-            values.setdefault(x, []).append((line, y))
-    places = [x for x, _ in thinned([(x, 0.0) for x in sorted(values)], MOST_STOPS)]
+            if x in values:
+                values[x].append((line, y))
     edges = [0.0, *(frame.left((a + b) / 2) for a, b in pairwise(places)), 1.0]
     return "".join(_stop(x, values[x], frame, edges[index], edges[index + 1]) for index, x in enumerate(places))
+
+
+def _places(lines: Sequence[Series]) -> list[float]:
+    """Up to MOST_STOPS of the lines' x, ascending: all of lines with few points, such as held-out losses, and others evenly between."""
+    every = sorted({x for line in lines for x, _ in line.points})
+    if len(every) <= MOST_STOPS:
+        return every
+    rare = set(evenly(sorted({x for line in lines if len(line.points) <= MOST_STOPS // 2 for x, _ in line.points}), MOST_STOPS))
+    return sorted({*rare, *evenly([x for x in every if x not in rare], MOST_STOPS - len(rare))})
 
 
 def _stop(x: float, values: Sequence[tuple[Series, float]], frame: _Frame, begin: float, end: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_origin
 
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig
 from deepdoctor.estimates import on_gpu
-from deepdoctor.plan import Plan, roughly
+from deepdoctor.plan import Plan, in_bytes, roughly
 from deepdoctor.runs import Run
 from deepdoctor.ui.components import badge, empty_state, escape, note, render_answer, stats
 from deepdoctor.ui.labels import LABELS, label_of_choice
@@ -188,8 +188,9 @@ def log_tail(run: Run) -> str:
     return f'<pre class="dd-log" tabindex="0" role="region" aria-label="Log">{escape(run.log_tail()) or "Nothing logged yet."}</pre>'
 
 
-def plan_stats(plan: Plan, left_out: int) -> str:
-    """What a run will take, before it is started; `left_out` rows are not trained on, whatever the reason."""
+def plan_stats(plan: Plan, left_out: int, free: float) -> str:
+    """What a run will take, before it is started; `left_out` rows are not trained on, whatever the
+    reason; `free` bytes are left on the disk."""
     gib = plan.memory_bytes / 2**30
     memory = f"{gib:.1f} GiB" if gib >= 0.1 else f"{plan.memory_bytes / 2**20:.0f} MiB"
     cells = [
@@ -198,6 +199,7 @@ def plan_stats(plan: Plan, left_out: int) -> str:
         (size(plan.tokens), "Tokens"),
         (size(plan.trainable_parameters), "Trainable parameters"),
         (f"about {memory}", f"Peak memory, of {plan.device_bytes / 2**30:.0f} GiB"),
+        (f"about {in_bytes(plan.disk_bytes)}", f"Disk for checkpoints, of {in_bytes(free)} free"),
         (f"about {roughly(plan.seconds)}", "Time"),
     ]
     remarks = []
@@ -205,6 +207,8 @@ def plan_stats(plan: Plan, left_out: int) -> str:
         remarks.append(note(f"{left_out:,} {'row is' if left_out == 1 else 'rows are'} left out; the Dataset tab says why."))
     if not plan.fits:
         remarks.append(note("This is more memory than the device has. Lower the batch size or the longest row.", "warn"))
+    if plan.disk_bytes > free:
+        remarks.append(note("The disk has no room for this run's checkpoints. Free some space, or lower Checkpoints kept.", "warn"))
     told = '<p class="dd-muted">How it is computed, and why. It can be set otherwise in the recipe, most of it under More settings.</p>'
     return stats(cells) + "".join(remarks) + told + _choices([asdict(choice) for choice in plan.choices])
 

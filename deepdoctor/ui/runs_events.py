@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from deepdoctor.checkpoints import best_checkpoint
 from deepdoctor.engine.protocol import Export
 from deepdoctor.errors import DeepDoctorError, RunError
 from deepdoctor.publish import suggested_repo
@@ -190,7 +191,17 @@ def overlay(runs: list[Run]) -> str:
 def details(run: Run) -> str:
     """The opened run: where it stands, and its curves."""
     rows = run.curve()
-    return run_view.progress(run, rows) + run_view.planned(run) + run_view.curves(rows, "none", int(run.status.get("steps") or 0))
+    above = run_view.progress(run, rows) + _checkpoints(run) + run_view.planned(run)
+    return above + run_view.curves(rows, "none", int(run.status.get("steps") or 0))
+
+
+def _checkpoints(run: Run) -> str:
+    """Which checkpoints are on disk, and which of them is the best; "" if there are none."""
+    steps, best = run.checkpoints(), best_checkpoint(run)
+    if not steps:
+        return ""
+    told = f"; best held-out loss, {best['held_out_loss']:.3f}: <strong>step {best['step']:,}</strong>" if best else ""
+    return f'<p class="dd-muted dd-run-checkpoints">Checkpoints on disk: {", ".join(f"{step:,}" for step in steps)}{told}</p>'
 
 
 def zipped(run: Run) -> Path:

@@ -14,7 +14,7 @@ from deepdoctor.dataset import keep_apart
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import ConfigError, DatasetError, EngineError, RunError
 from deepdoctor.estimates import QUICK_SECONDS
-from deepdoctor.plan import plan, roughly
+from deepdoctor.plan import plan, require_disk, roughly
 from deepdoctor.prompts import style_named
 from deepdoctor.runs import LIVE_FILES, RESUMABLE, Run, changed_files
 from deepdoctor.ui import run_view
@@ -22,6 +22,7 @@ from deepdoctor.ui.components import empty_state, note, told_in_place, user_erro
 from deepdoctor.ui.context import Context, name_of
 from deepdoctor.ui.form import Form, problems_of
 from deepdoctor.ui.loaded import Loaded, Recent
+from deepdoctor.ui.watched import Watched
 
 NOTHING_SEEN: tuple[Any, ...] = ()
 ACTIVE = ("queued", "running")
@@ -41,7 +42,7 @@ class TrainEvents:
 
     def __init__(self, context: Context, loaded: Loaded, form: Form) -> None:
         self.context, self.loaded, self.form = context, loaded, form
-        self._reports = Recent(8)
+        self._reports, self._watched = Recent(8), Watched()
 
     # Recipe
 
@@ -98,7 +99,7 @@ class TrainEvents:
             found = plan(config, model, lengths)
         except (DatasetError, ConfigError) as error:
             return note(str(error), "warn")
-        return run_view.plan_stats(found, rows - found.rows)
+        return run_view.plan_stats(found, rows - found.rows, self.context.runs.free_bytes())
 
     def _lengths(self, config: FinetuneConfig, model: ModelInfo, dataset: DatasetConfig) -> tuple[int, list[int]]:
         """(rows before checks, tokens of each row that will be trained on), as the engine will find them."""
@@ -136,7 +137,7 @@ class TrainEvents:
         if model is None:
             raise EngineError("The model is not loaded yet; start again when the line at the top says Ready.")
         config, rows = self._config(preset_name, values), DatasetConfig.of(dataset)
-        plan(config, model, self._lengths(config, model, rows)[1])
+        require_disk(plan(config, model, self._lengths(config, model, rows)[1]).disk_bytes, self.context.runs.free_bytes())
         run = self.context.runs.create(self.context.engine.model, rows, config, run_name)
         self.context.engine.finetune(run.id)
         return [note(f"Started {run.name}.", "ok"), gr.update(value=""), *[gr.skip()] * len(self.form.inputs)]
@@ -203,7 +204,7 @@ class TrainEvents:
         if run is None:
             hidden = gr.update(visible=False)
             return [run_view.no_run(), hidden, hidden, "", hidden, run_view.probes([], 0), "", gr.skip(), NOTHING_SEEN]
-        rows, answers, status, held = run.curve(), run.probes(), run.status, self._held(run, profile)
+        rows, answers, status, held = self._watched.rows(run), run.probes(), run.status, self._held(run, profile)
         steps, active, now = run_view.probe_steps(answers), status["state"] in ACTIVE, _print(run, held)
         last = steps[-1] if steps else 0
         _, before, known, was_active = seen if seen and seen[0] == run.id else (None, None, None, False)
@@ -214,7 +215,7 @@ class TrainEvents:
             run_view.progress(run, rows),
             gr.update(visible=active),
             gr.update(visible=status["state"] in RESUMABLE),
-            run_view.curves(rows, smoothing, int(status.get("steps") or 0)) if new & {"metrics.jsonl", "config.json"} else gr.skip(),
+            self._watched.curves(run, smoothing, int(status.get("steps") or 0)) if new & {"metrics.jsonl", "config.json"} else gr.skip(),
             gr.skip() if last == known else _slider(steps, chosen),
             _probes(run, answers, chosen, held) if new & {"probes.jsonl", "config.json", ""} else gr.skip(),
             run_view.log_tail(run) if "train.log" in new else gr.skip(),

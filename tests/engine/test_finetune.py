@@ -15,8 +15,8 @@ from deepdoctor.engine.finetune import collator, finetune, trainer_arguments
 from deepdoctor.engine.protocol import Compare
 from deepdoctor.engine.rows import IGNORED, prepare_rows
 from deepdoctor.engine.session import Session, never
-from deepdoctor.errors import DatasetError
-from deepdoctor.estimates import How
+from deepdoctor.errors import DatasetError, RunError
+from deepdoctor.estimates import SAVED_BESIDE_BYTES, How, checkpoint_bytes
 from deepdoctor.plan import plan
 from deepdoctor.runs import Run
 from tests.engine import tiny
@@ -233,6 +233,35 @@ def test_resuming_without_a_checkpoint_begins_again(session: Session, dataset: D
 def test_only_so_many_checkpoints_are_kept(session: Session, dataset: DatasetConfig) -> None:
     run = session.finetune(tiny.new_run(session, dataset, max_steps=4, checkpoint_steps=1, checkpoints_kept=2).id)
     assert run.checkpoints() == [3, 4]
+
+
+def test_the_checkpoint_of_the_best_held_out_loss_outlives_newer_ones_and_a_resume(session: Session, dataset: DatasetConfig) -> None:
+    # so fast that it soon learns the rows by heart, and the held-out loss rises
+    recipe: dict[str, Any] = {"max_steps": 8, "checkpoint_steps": 1, "eval_steps": 1, "checkpoints_kept": 2, "learning_rate": 0.5}
+    whole = session.finetune(tiny.new_run(session, dataset, **recipe).id)
+    losses = tiny.losses(whole, "held_out_loss")
+    best = min(range(1, 9), key=lambda step: losses[step])
+    assert best < 7, "or the rotation would keep it anyway"
+    assert whole.checkpoints() == [best, 8]
+    assert whole.status["best_checkpoint"] == {"step": best, "held_out_loss": losses[best]}
+    assert "removed checkpoint" in whole.log_tail(99)
+    cut = tiny.new_run(session, dataset, **recipe)
+    session.finetune(cut.id, should_stop=tiny.StopAfter(6))
+    assert cut.checkpoints()[-1] == 6
+    session.finetune(cut.id, resume=True)
+    assert (tiny.losses(cut, "held_out_loss"), cut.checkpoints()) == (losses, [best, 8])
+
+
+def test_checkpoints_take_the_disk_that_was_planned_and_a_full_disk_is_refused_first(session: Session, dataset: DatasetConfig) -> None:
+    loaded, run = tiny.model_of(session), tiny.new_run(session, dataset, max_steps=6, checkpoint_steps=2, checkpoints_kept=2)
+    needed = plan(run.finetune, loaded.info, [50]).disk_bytes
+    with pytest.raises(RunError, match="Checkpoints kept"):
+        finetune(loaded, run, never, disk=needed - 1)
+    assert not (run.path / "checkpoints").exists()
+    session.finetune(run.id)
+    checkpoint = sum(file.stat().st_size for file in run.checkpoint_dir(6).iterdir())
+    assert checkpoint < checkpoint_bytes(run.finetune, loaded.info, 6) < checkpoint + SAVED_BESIDE_BYTES
+    assert sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file()) < needed
 
 
 def test_a_second_training_in_the_same_process(session: Session, dataset: DatasetConfig) -> None:

@@ -11,10 +11,12 @@ from transformers import TrainerControl, TrainerState
 
 from deepdoctor.config import DatasetConfig
 from deepdoctor.engine.adapters import fresh_adapter
+from deepdoctor.engine.finetune import trainer_arguments
 from deepdoctor.engine.follow import Follow, memory_gib
 from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.engine.session import Session, never
 from deepdoctor.engine.tracking import Tracker
+from deepdoctor.estimates import How
 from deepdoctor.runs import Run
 from tests.engine import tiny
 
@@ -126,6 +128,23 @@ def test_progress_tells_elapsed_and_remaining_time(session: Session, dataset: Da
     resumed._began -= 8.0
     walk(resumed, range(9, 10), {9: 1.0})
     assert run.status["eta_seconds"] == pytest.approx(8, abs=2), "steps before the resume took no time now"
+
+
+def test_a_full_epoch_that_is_resumed_at_its_last_checkpoint_goes_to_its_end(session: Session, dataset: DatasetConfig) -> None:
+    run = tiny.new_run(session, dataset, max_steps=0, warmup_steps=5, logging_steps=10, eval_steps=100, probe_steps=100)
+    loaded, end = tiny.model_of(session), 2463
+    fresh_adapter(loaded, run.finetune)
+    arguments = trainer_arguments(run, How("float32", 2, 4, False), end, loaded)
+    assert (arguments.max_steps, arguments.warmup_steps, arguments.save_steps) == (end, 5, run.finetune.checkpoint_steps)
+    follow = Follow(loaded, run, prepare_rows(loaded, run), Tracker(run), never)
+    follow.on_train_begin(arguments, TrainerState(global_step=2400, max_steps=end), TrainerControl())
+    for step in range(2401, end + 1):
+        state, control = TrainerState(global_step=step, max_steps=end), TrainerControl()
+        follow.on_step_end(arguments, state, control)
+        follow.on_log(arguments, state, control, logs={"loss": 1.0, "learning_rate": 0.1, "grad_norm": 1.0, "epoch": 0.99})
+    assert list(tiny.losses(run)) == [2410, 2420, 2430, 2440, 2450, 2460, 2463]
+    assert list(tiny.losses(run, "held_out_loss")) == [row["step"] for row in run.probes()] == [2463]
+    assert (run.status["step"], run.status["eta_seconds"]) == (end, 0)
 
 
 def test_a_loss_that_is_not_a_number_is_still_written_as_json(session: Session, dataset: DatasetConfig) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
+from deepdoctor.checkpoints import rotate
 from deepdoctor.config import DatasetConfig, ModelConfig, SamplingConfig, preset
 from deepdoctor.engine.protocol import EngineState
 from deepdoctor.errors import EngineError, ModelError, ProofError
@@ -189,6 +190,19 @@ def test_without_a_run_the_form_gives_way_to_the_empty_state_until_one_is_traine
     assert runs["value"] == run.id
     assert steps["choices"] == [("Final adapter", FINAL), ("Step 40", 40), ("Step 20", 20)]
     assert steps["value"] == FINAL
+
+
+def test_the_best_checkpoint_is_marked_and_a_chosen_one_that_was_removed_is_told(handlers, context):
+    run = fake_run(context.settings.data_dir, state="running", steps=(20, 40, 60))
+    before = handlers.fingerprint(None)
+    assert rotate(run, 2) == [20]
+    assert handlers.fingerprint(None) != before
+    with pytest.warns(UserWarning, match="step 20 was removed as newer ones came; now chosen: Step 60"):
+        update = handlers.refresh(run.id, 20, None)[4]
+    run.append_metric({"step": 40, "held_out_loss": 0.1})
+    rotate(run, 2)
+    update = handlers.refresh(run.id, 40, None)[4]
+    assert (update["choices"], update["value"]) == ([("Step 60", 60), ("Step 40 · best held-out loss", 40)], 40)
 
 
 def test_refreshing_keeps_what_is_chosen_and_puts_runs_of_another_base_last(handlers, context):

@@ -1,12 +1,25 @@
 """Plots: what is drawn, what is told, and that nothing in a name becomes markup."""
 
 import math
+import random
 import re
 from itertools import pairwise
 
 import pytest
 
-from deepdoctor.ui.plots import MOST_POINTS, MOST_STOPS, Series, label_of, line_plot, series_of, smooth, smoothed, thinned, ticks
+from deepdoctor.ui.plots import (
+    MOST_POINTS,
+    MOST_STOPS,
+    Series,
+    label_of,
+    line_plot,
+    series_of,
+    shared_out,
+    smooth,
+    smoothed,
+    thinned,
+    ticks,
+)
 
 FALLING = Series("Training", [(0, 2.0), (10, 1.5), (20, 1.2)])
 
@@ -41,14 +54,75 @@ def test_a_few_points_are_not_smoothed() -> None:
     assert smoothed(FALLING, "strong") == [FALLING]
 
 
-def test_many_points_are_thinned_with_both_ends_kept() -> None:
+def drawn_points(drawn: str) -> int:
+    """How many points the lines of a plot have."""
+    return sum(path.count("L") + 1 for path in re.findall(r'<path class="s[^"]*" d="([^"]*)"', drawn) if "h0" not in path)
+
+
+def noisy(count: int, seed: int = 7) -> list[tuple[float, float]]:
+    """A loss that falls and is noisy."""
+    drawn = random.Random(seed)
+    return [(float(x), 1 + 1 / (1 + x / 50) + drawn.gauss(0, 0.05)) for x in range(count)]
+
+
+@pytest.mark.parametrize("count", [4, 5, 481, 482, 961, 2500, 100_000])
+@pytest.mark.parametrize("most", [4, 7, 480])
+def test_many_points_are_thinned_with_ends_peaks_and_order_kept(count: int, most: int) -> None:
+    points = noisy(count)
+    points[count // 2] = (points[count // 2][0], 9.0)
+    points[count // 3] = (points[count // 3][0], 0.01)
+    kept = thinned(points, most)
+    assert len(kept) <= most
+    assert len(kept) >= min(count, most // 2)
+    assert kept == sorted(set(kept)), "in order, none twice"
+    assert set(kept) <= set(points)
+    assert {points[0], points[-1], points[count // 2], points[count // 3]} <= set(kept)
+
+
+def test_a_thinned_line_runs_where_the_whole_one_runs() -> None:
+    points = noisy(2500)
+    kept = thinned(points, 240)
+    for begin in range(0, 2500, 100):
+        whole = [y for x, y in points if begin <= x < begin + 100]
+        left = [y for x, y in kept if begin <= x < begin + 100]
+        assert min(left) == pytest.approx(min(whole), abs=0.05)
+        assert max(left) == pytest.approx(max(whole), abs=0.05)
+
+
+def test_a_line_of_one_height_is_thinned_too() -> None:
     points = [(float(x), 0.0) for x in range(5000)]
-    kept = thinned(points)
-    assert len(kept) == MOST_POINTS
-    assert (kept[0], kept[-1]) == (points[0], points[-1])
     drawn = line_plot([Series("a", points)], "Loss")
+    assert 200 < drawn_points(drawn) <= MOST_POINTS
     assert len(drawn) < 80_000
     assert drawn.count("dd-stop") == MOST_STOPS
+
+
+@pytest.mark.parametrize("how", ["none", "light", "strong"])
+def test_a_plot_shares_its_points_out_and_rare_lines_keep_theirs(how: str) -> None:
+    held_out = [(float(x), 2.0 - x / 5000) for x in range(0, 2500, 100)]
+    lines = [*smoothed(Series("Training", noisy(2500)), how), *smoothed(Series("Held out", held_out, 1), how)]
+    shared = shared_out(lines)
+    assert sum(len(line.points) for line in shared) <= MOST_POINTS
+    for line, whole in zip(shared, lines, strict=True):
+        assert (line.points[0], line.points[-1]) == (whole.points[0], whole.points[-1])
+        assert len(line.points) >= min(len(whole.points), MOST_POINTS // 4)
+        assert line.name != "Held out" or line.points == whole.points
+    assert drawn_points(line_plot(lines, "Loss")) <= MOST_POINTS
+
+
+def test_every_held_out_loss_can_be_hovered_beside_the_training_loss_of_its_step() -> None:
+    held_out = Series("Held out", [(float(x), 2.0) for x in range(0, 2500, 100)], 1)
+    drawn = line_plot([Series("Training", noisy(2500)), held_out], "Loss")
+    tips = re.findall(r"<b>Step ([\d,]+)</b>(.*?)</div>", drawn)
+    assert len(tips) == MOST_STOPS
+    told = {int(step.replace(",", "")): said for step, said in tips}
+    for step in range(0, 2500, 100):
+        assert "Training" in told[step]
+        assert "Held out" in told[step]
+
+
+def test_six_long_lines_share_the_points() -> None:
+    assert [len(line.points) for line in shared_out([Series(str(seed), noisy(3000, seed)) for seed in range(6)])] == [80] * 6
 
 
 @pytest.mark.parametrize(

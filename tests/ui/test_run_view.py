@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deepdoctor.config import PRESETS
-from deepdoctor.plan import plan
+from deepdoctor.plan import in_bytes, plan
 from deepdoctor.ui import run_view
 from tests.ui.fakes import NANO, fake_run
 
@@ -15,12 +15,22 @@ GIB = 2**30
 
 def test_the_plan_says_in_which_numbers_and_how_a_step_is_made_up() -> None:
     card = replace(NANO, device="NVIDIA L4", precision="bfloat16", backend="unsloth")
-    words = run_view.plan_stats(plan(PRESETS["article"], card, [400] * 50), 0)
+    words = run_view.plan_stats(plan(PRESETS["article"], card, [400] * 50), 0, 2**40)
     for part in ("<strong>4 bits</strong>", "<strong>2 × 4 rows</strong>", "As set in the recipe.", "Peak memory, of 8 GiB"):
         assert part in words
-    words = run_view.plan_stats(plan(PRESETS["quick"], NANO, [400] * 50), 0)
+    words = run_view.plan_stats(plan(PRESETS["quick"], NANO, [400] * 50), 0, 2**40)
     for part in ("<strong>32 bits</strong>", "<strong>8 × 1 rows</strong>", "All rows of a step at once fit", "<dt>Checkpointing</dt>"):
         assert part in words
+
+
+def test_the_plan_says_how_much_disk_the_checkpoints_take_and_warns_where_it_is_not_there() -> None:
+    found = plan(PRESETS["quick"], NANO, [400] * 50)
+    needed = in_bytes(found.disk_bytes)
+    words = run_view.plan_stats(found, 0, found.disk_bytes)
+    assert f"about {needed}" in words
+    assert f"Disk for checkpoints, of {needed} free" in words
+    assert "no room" not in words
+    assert "The disk has no room for this run&#x27;s checkpoints" in run_view.plan_stats(found, 0, found.disk_bytes - 1)
 
 
 def test_what_was_planned_stands_beside_what_it_took(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from deepdoctor.runs import Run
 from deepdoctor.tokens import SUPERVISION
 from deepdoctor.ui import run_view, runs_tab
 from deepdoctor.ui.context import Context
-from deepdoctor.ui.runs_events import RunsEvents, overlay, runs_table
+from deepdoctor.ui.runs_events import RunsEvents, details, overlay, runs_table
 from tests.ui.fakes import FakeEngine, fake_context, fake_run, in_event_loop
 
 NONE = {"open": "", "compare": []}
@@ -141,6 +141,12 @@ def test_of_many_runs_what_departs_from_the_first_is_marked(tmp_path: Path) -> N
 
 def test_the_plot_says_what_each_loss_is_over(tmp_path: Path) -> None:
     assert "held-out loss over reasoning and answer only" in run_view.curves(fake_run(tmp_path).curve())
+
+
+def test_an_opened_run_tells_which_checkpoints_there_are_and_which_is_the_best(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, steps=(20, 40))
+    assert "Checkpoints on disk: 20, 40; best held-out loss, 1.333: <strong>step 40</strong>" in details(run)
+    assert "Checkpoints on disk" not in details(fake_run(tmp_path, steps=()))
 
 
 def test_rename(events: RunsEvents, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, ModelConfig, preset
 from deepdoctor.engine.protocol import EngineState
+from deepdoctor.runs import Run, Runs
 from deepdoctor.ui import train_tab
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.form import build_form
@@ -91,6 +93,14 @@ def test_the_tab_builds(context: Context) -> None:
     assert {"Steps", "Learning rate", "Name of the run", "Smoothing"} <= labels
 
 
+def long_run(context: Context) -> Run:
+    """A run that trains, with 2,500 logged steps."""
+    run = fake_run(context.settings.data_dir, state="running", steps=())
+    rows = ({"step": step, "loss": 1 + step % 7 / 10, "learning_rate": 1e-4, "memory_gib": 2.0} for step in range(1, 2501))
+    (run.path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return run
+
+
 def test_no_run_is_started_while_another_model_comes(context: Context, events: TrainEvents, dataset: dict[str, object]) -> None:
     engine(context).pace = 1.0
     coming = Thread(target=context.engine.load, args=[ModelConfig(name="owner/other")])
@@ -154,6 +164,28 @@ def test_start_makes_a_run_and_hands_it_over(events: TrainEvents, context: Conte
     assert run.model == ModelConfig()
     assert "Started mine" in notice
     assert name["value"] == ""
+
+
+class FullDisk(Runs):
+    """Runs on a disk with a megabyte left."""
+
+    def free_bytes(self) -> int:
+        """A megabyte."""
+        return 2**20
+
+
+def test_a_run_whose_checkpoints_do_not_fit_on_the_disk_is_not_started(context: Context, dataset: dict[str, object]) -> None:
+    full = replace(context, runs=FullDisk(context.settings.data_dir))
+
+    def made() -> TrainEvents:
+        with gr.Blocks():
+            return TrainEvents(full, Loaded(), build_form(QUICK, without=("preset",)))
+
+    events = in_event_loop(made)
+    assert "no room" in events.review(dataset, "quick", {}, *values(events, held_out_rows=5))[1]
+    refused = refusal(events.start(None, dataset, "quick", "", *values(events, held_out_rows=5)))
+    assert "but only 1.0 MiB are free" in refused
+    assert full.runs.list() == []
 
 
 def test_a_second_start_names_the_run_that_trains(events: TrainEvents, context: Context, dataset: dict[str, object]) -> None:
@@ -257,6 +289,21 @@ def test_a_tick_draws_only_what_is_new(events: TrainEvents, context: Context) ->
     assert "Step 43" in progress
     assert (curves, probes) == (SKIPPED, SKIPPED)
     assert "a new line" in log
+
+
+def test_ten_viewers_of_a_long_run_share_one_drawing(events: TrainEvents, context: Context) -> None:
+    """The work of a tick in bounds that cannot flake; how long it takes is measured by benchmarks/long_run.py."""
+    run = long_run(context)
+    seen = [events.draw(NOTHING_SEEN, "none", 1)[-1] for _ in range(10)]
+    run.append_metric({"step": 2501, "loss": 0.5, "learning_rate": 1e-5})
+    began = time.perf_counter()
+    with ThreadPoolExecutor(10) as pool:
+        outputs = list(pool.map(lambda each: events.tick(each, "none", 1), seen))
+    assert time.perf_counter() - began < 5, "all ten together, on a machine as busy as it may be"
+    assert len({id(output[3]) for output in outputs}) == 1
+    assert "to 0.5 at step 2,501" in outputs[0][3]
+    assert len(outputs[0][3]) < 150_000
+    assert all(events.tick(output[-1], "none", 1) == SKIPPED for output in outputs)
 
 
 def test_the_buttons_follow_the_state(events: TrainEvents, context: Context) -> None:
