@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from deepdoctor.comparison import Comparison, Proof, changes
+from deepdoctor.comparison import Comparison, changes
+from deepdoctor.proof import Proof
 from deepdoctor.ui.components import badge, escape, note, number
 
 # proofs allow a gap of 0.001 in 32-bit numbers, and of 0.25 or more in 16-bit ones

@@ -62,6 +62,30 @@ def test_each_checkpoint_is_another_tuned_side(trained: tuple[Session, Run]) -> 
     assert early.proof.adapter_hash != late.proof.adapter_hash
 
 
+def test_several_checkpoints_answer_in_one_pass_as_each_does_alone(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    *_, made = session.compare(Compare(QUESTION, run.id, None, tiny.GREEDY, also=(2, 4)))
+    made.require_proven()
+    alone = {step: ask(session, run, step=step) for step in (None, 2, 4)}
+    assert (made.base.text, made.tuned.text) == (alone[None].base.text, alone[None].tuned.text)
+    assert [(each.step, each.written.text) for each in made.further] == [(step, alone[step].tuned.text) for step in (2, 4)]
+    for each in made.further:
+        mine, own = each.proof, alone[each.step].proof
+        assert mine is not None
+        assert own is not None
+        assert (mine.adapter_hash, mine.prompt_hash, mine.base_hash) == (own.adapter_hash, own.prompt_hash, own.base_hash)
+        assert mine.problems() == []
+    assert made.rows_at_once == 4
+    assert session.comparisons.get(made.id) == made
+
+
+def test_a_checkpoint_that_is_not_there_is_told_and_nothing_is_queued(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    with pytest.raises(RunError, match="no adapter at step 4242"):
+        session.begin(Compare(QUESTION, run.id, also=(2, 4242)))
+    assert list(session.pairs.waiting) == []
+
+
 def test_right_after_training_the_tuned_side_is_there(session: Session, dataset: DatasetConfig, llama: Path) -> None:
     base = tiny.model_of(session).base
     for seed in (1, 2):

@@ -12,13 +12,14 @@ from typing import TypeVar
 import gradio as gr
 
 from deepdoctor import nano
-from deepdoctor.comparison import Comparison, Comparisons, Proof, Transcript
+from deepdoctor.comparison import Comparison, Comparisons, Transcript
 from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, Settings
 from deepdoctor.engine.client import EngineClient
 from deepdoctor.engine.protocol import Compare, EngineState, Export, ModelInfo
 from deepdoctor.errors import DeepDoctorError, EngineError
 from deepdoctor.files import write_json
 from deepdoctor.overlap import Seen
+from deepdoctor.proof import Proof
 from deepdoctor.runs import Run, Runs, State
 from deepdoctor.studies.judgments import Judgments
 from deepdoctor.studies.mirror import Copy
