@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from deepdoctor import nano
 from deepdoctor.comparison import Comparison
-from deepdoctor.config import DatasetConfig, ModelConfig
+from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, ModelConfig
 from deepdoctor.dataset import held_out_examples
+from deepdoctor.engine.decode import Row
 from deepdoctor.engine.fingerprint import base_weights
 from deepdoctor.engine.model import ROOM_TO_WORK, find
 from deepdoctor.engine.protocol import Compare
@@ -77,6 +79,23 @@ def test_several_checkpoints_answer_in_one_pass_as_each_does_alone(trained: tupl
         assert mine.problems() == []
     assert made.rows_at_once == 4
     assert session.comparisons.get(made.id) == made
+
+
+def test_base_and_two_checkpoints_of_the_embedded_model_write_together_what_each_writes_alone(tmp_path: Path) -> None:
+    session, model = tiny.open_session(tmp_path, Path(EMBEDDED_MODEL)), Path(nano.__file__).parent / "model"
+    run = tiny.new_run(session, DatasetConfig())
+    for step in (20, 60):
+        tiny.save_adapter(run.checkpoint_dir(step), model, seed=step, strength=0.02)
+        (run.checkpoint_dir(step) / "trainer_state.json").write_text("{}")
+    greedy = tiny.GREEDY.changed(max_new_tokens=150)
+    pair = session.begin(Compare(QUESTION, run.id, 60, greedy, also=(20,)))
+    while not pair.finished:
+        session.step()
+    pair.prove()
+    pair.snapshot().require_proven()
+    assert len({tuple(row.tokens) for row in pair.rows}) == 3
+    for row in pair.rows:
+        assert tiny.write(pair.loaded, Row(row.prompt, row.adapter, row.sampling)) == [row.tokens]
 
 
 def test_a_checkpoint_that_is_not_there_is_told_and_nothing_is_queued(trained: tuple[Session, Run]) -> None:
