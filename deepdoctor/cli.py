@@ -16,7 +16,7 @@ from typing import Any, NoReturn, get_args
 from deepdoctor import commands
 from deepdoctor.commands import Outcome
 from deepdoctor.config import PRESETS, Config, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, Settings, StudyConfig
-from deepdoctor.engine.protocol import GGUF_KINDS, Export
+from deepdoctor.engine.protocol import GGUF_KINDS, Compare, Export
 from deepdoctor.errors import ConfigError, DeepDoctorError
 from deepdoctor.runs import Runs
 from deepdoctor.studies import commands as study_commands
@@ -180,8 +180,15 @@ def _compare_flags(target: Parser) -> None:
     asked.add_argument("--question", help="the question")
     asked.add_argument("--held-out", type=int, metavar="N", help="the bundled held-out case N (from 1)")
     target.add_argument("--step", type=int, help="a checkpoint of the run (default: its final adapter)")
+    told = "another checkpoint of the run, or final, that answers in the same pass; can be repeated"
+    target.add_argument("--also", action="append", default=[], type=checkpoint, metavar="STEP", help=told)
     target.add_argument("--prompt-style", metavar="{article,native}", help=PROMPT_STYLE_HELP)
     add_settings(target, SamplingConfig, "sampling")
+
+
+def checkpoint(given: str) -> int | None:
+    """The step of a checkpoint, None for "final". Raises ValueError for anything else."""
+    return None if given == "final" else int(given)
 
 
 def _study_create_flags(target: Parser) -> None:
@@ -243,7 +250,10 @@ def _runs(options: argparse.Namespace, settings: Settings) -> Outcome:
 def _compare(options: argparse.Namespace, settings: Settings) -> Outcome:
     question = options.question if options.held_out is None else commands.held_out_question(options.held_out)
     sampling = SamplingConfig.of(settings_given(options, SamplingConfig, "sampling"))
-    return commands.compare(settings.data_dir, _run_of(options), question, options.step, sampling, options.prompt_style)
+    run = Runs(settings.data_dir).get(_run_of(options))
+    style = options.prompt_style or run.finetune.prompt_style
+    asked = Compare(question, run.id, options.step, sampling, style, also=tuple(options.also))
+    return commands.compare(settings.data_dir, asked)
 
 
 def _export(options: argparse.Namespace, settings: Settings) -> Outcome:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepdoctor.comparison import comparison_text
-from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, preset
+from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig, preset
 from deepdoctor.dataset import held_out_examples
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.errors import ConfigError, ModelError, RunError
@@ -251,16 +251,14 @@ def held_out_question(number: int) -> str:
     return cases[number - 1].example.question
 
 
-def compare(
-    data_dir: Path, run_id: str, question: str, step: int | None, sampling: SamplingConfig, prompt_style: str | None = None
-) -> Outcome:
-    """Both answers to a question, proven and saved; Ctrl-C keeps what was written. Raises DeepDoctorError."""
-    run = Runs(data_dir).get(run_id)
-    run.adapter_dir(step)  # before the model is loaded: a run without an adapter is told at once
+def compare(data_dir: Path, asked: Compare) -> Outcome:
+    """All answers to a question, proven and saved; Ctrl-C keeps what was written. Raises DeepDoctorError."""
+    run = Runs(data_dir).get(asked.run)
+    for step in (asked.step, *asked.also):
+        run.adapter_dir(step)  # before the model is loaded: a run without an adapter is told at once
     session = _session(data_dir, run.model)
-    request = Compare(question, run_id, step, sampling, prompt_style or run.finetune.prompt_style)
     with stopping("Stopping …") as should_stop:
-        *_, last = session.compare(request, should_stop)
+        *_, last = session.compare(asked, should_stop)
     return Outcome(last.to_dict(), comparison_text(last))
 
 

@@ -1,4 +1,4 @@
-"""A comparison: one question, what base and tuned wrote, how they were made, and the proof that base was base."""
+"""A comparison: one question, what base, tuned and further checkpoints wrote, how they were made, and the proof that base was base."""
 
 import json
 import re
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deepdoctor.config import SamplingConfig
-from deepdoctor.errors import ConfigError, ProofError, RunError
+from deepdoctor.errors import ConfigError, RunError
 from deepdoctor.files import write_json
 from deepdoctor.prompts import split_completion
+from deepdoctor.proof import Proof
 
 SCHEMA = 1
 LISTED = re.compile(r"\s*(?:[-*•]|\d+[.)])\s+")
@@ -54,95 +55,44 @@ class Transcript:
         """Fields of the JSON format: reasoning, response, closed, tokens, reasoning_tokens, seconds, finish_reason, text."""
         return {"reasoning": self.reasoning, "response": self.response, "closed": self.closed, **asdict(self)}
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Transcript":
+        """Read back what `to_dict` wrote. Raises KeyError or TypeError if fields are missing."""
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+
 
 @dataclass(frozen=True)
-class Proof:
-    """What shows that base was base and tuned was tuned, measured on the very prompt that was asked.
+class Further:
+    """What another checkpoint of the tuned side's run wrote beside the pair, to the same prompt. step None: the final adapter.
 
-    base_difference: largest absolute difference between the logits of the base row and of the plain base weights run by transformers with
-        the adapter disabled; tuned_difference: the same for the tuned row against PEFT's forward with the adapter on; effect: largest
-        absolute difference between the base row's and the tuned row's logits. tolerance bounds the first two.
-    base_nearer: how much nearer the base row's logits are to the plain base's than to PEFT's with the adapter on (difference of the two
-        root mean square distances); tuned_nearer: how much nearer the tuned row's are to PEFT's. Both must be positive: that tells the
-        sides apart where rounding is larger than what the adapter changes in any single logit.
-    base_hash: hash of the base weights now; base_hash_at_load: the same before any adapter was attached.
+    In its proof the tuned side is this one; the base side is that of the pair.
     """
 
-    base_difference: float
-    tuned_difference: float
-    effect: float
-    base_nearer: float
-    tuned_nearer: float
-    tolerance: float
-    base_hash: str
-    base_hash_at_load: str
-    adapter_hash: str
-    prompt_hash: str
-
-    def problems(self) -> list[str]:
-        """What does not hold, in words; empty if the proof stands."""
-        found = _base_problems(self)
-        if not self.tuned_difference <= self.tolerance:
-            found.append(f"the tuned side differs from PEFT's forward by {self.tuned_difference:.2g} (allowed {self.tolerance:.2g})")
-        if not self.effect > 0:
-            found.append("the adapter changes nothing: both sides would be the base")
-        elif not (self.base_nearer > 0 and self.tuned_nearer > 0):
-            found.append("the two sides cannot be told apart by their logits")
-        return found
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Proof":
-        """Read back what was saved; the first proofs, which asked that the effect exceed the tolerance, did not measure nearness."""
-        nearer = values["effect"] - values["tolerance"]
-        return cls(**{name: values.get(name, nearer) if name.endswith("_nearer") else values[name] for name in cls.__dataclass_fields__})
-
-    def require(self) -> None:
-        """Raise ProofError unless the proof stands."""
-        if problems := self.problems():
-            raise ProofError(f"This pair is not shown, because {'; and '.join(problems)}. Reload the model and try again.")
-
-
-@dataclass(frozen=True)
-class BaseProof:
-    """What shows that a text of the base alone, such as one under its native prompt, is the base's. The fields are those of `Proof`."""
-
-    base_difference: float
-    base_nearer: float
-    tolerance: float
-    base_hash: str
-    base_hash_at_load: str
-    prompt_hash: str
-
-    def problems(self) -> list[str]:
-        """What does not hold, in words; empty if the proof stands."""
-        found = _base_problems(self)
-        if not found and not self.base_nearer > 0:
-            found.append("the base side cannot be told from the tuned one by its logits")
-        return found
-
-    def require(self, prompt: str) -> None:
-        """Raise ProofError unless the proof stands. prompt: what the text was written under, as in "the native prompt"."""
-        if problems := self.problems():
-            raise ProofError(f"This pair is not shown, because under {prompt}, {'; and '.join(problems)}. Reload the model and try again.")
+    step: int | None
+    written: Transcript
+    proof: Proof | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, and what does not hold."""
-        return {**asdict(self), "problems": self.problems()}
+        """The transcript's fields with step, proof and measures."""
+        proof = self.proof.to_dict() if self.proof else None
+        return {"step": self.step, **self.written.to_dict(), "proof": proof, "measures": measures(self.written)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Further":
+        """Read back what `to_dict` wrote. Raises KeyError or TypeError if fields are missing."""
+        return cls(values["step"], Transcript.from_dict(values), values["proof"] and Proof.from_dict(values["proof"]))
 
 
-def _base_problems(proof: Proof | BaseProof) -> list[str]:
-    found = []
-    if proof.base_hash != proof.base_hash_at_load:
-        found.append("the base weights have changed since they were loaded")
-    if not proof.base_difference <= proof.tolerance:
-        found.append(f"the base side differs from the plain base by {proof.base_difference:.2g} (allowed {proof.tolerance:.2g})")
-    return found
+def step_name(step: int | None, article: str = "") -> str:
+    """What a checkpoint is called, or, after an article, the final adapter (step None)."""
+    return f"{article}final adapter" if step is None else f"checkpoint {step}"
 
 
 @dataclass(frozen=True)
 class Comparison:
     """A question with both transcripts, base first, and all that is needed to make them again.
 
+    further: what other checkpoints of the run wrote in the same pass, in the order in which they were asked for.
     rows_at_once: the most texts that were written in one pass with these, themselves counted. In float32 a text does not depend on that; in
     16-bit numbers sums are rounded, so the same seed gives the same text again only beside as many others.
     """
@@ -162,11 +112,20 @@ class Comparison:
     reference: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     rows_at_once: int = 2
+    further: tuple[Further, ...] = ()
 
     @property
     def finished(self) -> bool:
-        """Whether both sides have ended."""
-        return bool(self.base.finish_reason and self.tuned.finish_reason)
+        """Whether all texts have ended."""
+        return all(each.finish_reason for each in (self.base, self.tuned, *(one.written for one in self.further)))
+
+    def require_proven(self) -> None:
+        """Raise ProofError if a proof that it carries does not stand."""
+        if self.proof:
+            self.proof.require()
+        for each in self.further:
+            if each.proof:
+                each.proof.require(step_name(each.step, "the "))
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON-ready fields; `from_dict` takes them back."""
@@ -176,8 +135,9 @@ class Comparison:
             "sampling": self.sampling.model_dump(),
             "base": self.base.to_dict(),
             "tuned": self.tuned.to_dict(),
-            "proof": {**asdict(self.proof), "problems": self.proof.problems()} if self.proof else None,
+            "proof": self.proof.to_dict() if self.proof else None,
             "changes": changes(self.base, self.tuned),
+            "further": [each.to_dict() for each in self.further],
             **{name: getattr(self, name) for name in ("seen", "reference", "versions", "rows_at_once")},
         }
 
@@ -185,12 +145,13 @@ class Comparison:
     def from_dict(cls, values: dict[str, Any]) -> "Comparison":
         """Read back what `to_dict` wrote. Raises RunError if fields are missing."""
         try:
-            base, tuned = (Transcript(**{k: values[side][k] for k in Transcript.__dataclass_fields__}) for side in ("base", "tuned"))
+            base, tuned = (Transcript.from_dict(values[side]) for side in ("base", "tuned"))
             proof = values["proof"] and Proof.from_dict(values["proof"])
             plain = ("id", "created", "question", "model", "run", "step", "prompt_style", "seen", "reference", "versions")
             sampling = SamplingConfig.of(values["sampling"])
             kept = {k: values[k] for k in plain} | {"rows_at_once": values.get("rows_at_once", 2)}
-            return cls(base=base, tuned=tuned, proof=proof, sampling=sampling, **kept)
+            further = tuple(Further.from_dict(each) for each in values.get("further", ()))
+            return cls(base=base, tuned=tuned, proof=proof, sampling=sampling, further=further, **kept)
         except (KeyError, TypeError, ConfigError) as error:
             raise RunError(f"This is not a saved comparison: {error}.") from None
 
@@ -218,13 +179,20 @@ def changes(base: Transcript, tuned: Transcript) -> dict[str, dict[str, int]]:
 def comparison_text(comparison: Comparison) -> str:
     """A comparison for reading."""
     proof = comparison.proof
-    sides = [_side(name, transcript) for name, transcript in (("BASE", comparison.base), ("TUNED", comparison.tuned))]
+    further = [(step_name(each.step).upper(), each.written) for each in comparison.further]
+    sides = [_side(name, transcript) for name, transcript in (("BASE", comparison.base), ("TUNED", comparison.tuned), *further)]
     lines = [comparison.question, "", *sides]
     if proof:
         lines.append(
             f"proof: base differs from the plain base by {proof.base_difference:.2g}, tuned from PEFT by {proof.tuned_difference:.2g} "
             f"(at most {proof.tolerance:.2g}); the adapter changes logits by {proof.effect:.2g}"
         )
+    lines += [
+        f"proof of {step_name(each.step, 'the ')}: it differs from PEFT by {each.proof.tuned_difference:.2g}, and changes logits by "
+        f"{each.proof.effect:.2g}"
+        for each in comparison.further
+        if each.proof
+    ]
     lines += [f"reference: {comparison.reference}"] if comparison.reference else []
     return "\n".join([*lines, f"saved as {comparison.id}; the question is {comparison.seen.get('grade', 'not graded')} in training"])
 

@@ -11,33 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     *("errors", "files", "prompts", "config", "catalogue", "access", "overlap", "readers", "hub", "download", "space", "dataset"),
-    *(
-        "tokens",
-        "checks",
-        "runs",
-        "checkpoints",
-        "comparison",
-        "figures",
-        "card",
-        "hub_adapters",
-        "studies.questions",
-        "studies.trials",
-        "studies.study",
-    ),
+    *("tokens", "checks", "runs", "checkpoints", "proof", "comparison", "figures", "card", "hub_adapters"),
+    *("studies.questions", "studies.trials", "studies.study"),
     *("studies.blinded", "studies.judgments", "studies.judged", "studies.mirror", "studies.statistics", "studies.intervals"),
     *("studies.measures", "studies.contest", "studies.headline", "studies.exports", "studies.results", "studies.figures"),
-    *(
-        "studies.report",
-        "studies.bundle",
-        "studies.draft",
-        "studies.progress",
-        "engine.protocol",
-        "engine.client",
-        "estimates",
-        "planner",
-        "plan",
-        "publish",
-    ),
+    *("studies.report", "studies.bundle", "studies.draft", "studies.progress", "engine.protocol", "engine.client"),
+    *("estimates", "planner", "plan", "publish"),
     *("engine", "nano", "preview", "commands", "studies.commands", "cli", "__main__", "ui", "app"),
 )
 TORCH = {"torch", "transformers", "peft", "trl", "unsloth", "bitsandbytes", "accelerate", "safetensors"}

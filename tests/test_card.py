@@ -11,8 +11,9 @@ from huggingface_hub.utils._http import default_client_factory
 from markdown_it import MarkdownIt
 
 from deepdoctor.card import CardFacts, facts_of, fenced, llama_version, model_card, plain, real_id, write_cards
-from deepdoctor.comparison import Comparison, Proof, Transcript
+from deepdoctor.comparison import Comparison, Transcript
 from deepdoctor.config import DatasetConfig, ModelConfig, SamplingConfig, preset
+from deepdoctor.proof import Proof
 from deepdoctor.runs import Run, Runs
 from tests.loopback_hub import LoopbackHub
 

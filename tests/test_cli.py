@@ -12,10 +12,11 @@ import pytest
 
 from deepdoctor import commands
 from deepdoctor.cli import main, parser, settings_given
-from deepdoctor.comparison import Comparison, Proof, Transcript
+from deepdoctor.comparison import Comparison, Transcript
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, preset
-from deepdoctor.engine.protocol import Export
+from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.errors import ConfigError
+from deepdoctor.proof import Proof
 from deepdoctor.runs import Run, Runs
 
 QUESTION, REASONING, RESPONSE = "What is asked?", "Let me think.", "This is the answer."
@@ -88,6 +89,7 @@ def test_the_preset_follows_the_model_unless_one_is_named() -> None:
         (["dataset", "--dataset-source", "file", "--dataset-path", "/nowhere.json"], "nowhere.json"),
         (["dataset", "--row", "100000"], "100000 is not one of them"),
         (["compare", "--run", "x", "--held-out", "0"], "0 is not one of them"),
+        (["compare", "--run", "x", "--question", "x", "--also", "last"], "--also"),
         ([], "COMMAND"),
     ],
 )
@@ -182,7 +184,12 @@ def test_while_a_run_trains_another_is_neither_started_nor_resumed(run: Run, tmp
 
 def test_a_run_without_adapter_is_told_before_the_model_is_loaded(run: Run, tmp_path: Path) -> None:
     with pytest.raises(commands.RunError, match="has no adapter"):
-        commands.compare(tmp_path, run.id, QUESTION, None, SamplingConfig())
+        commands.compare(tmp_path, Compare(QUESTION, run.id))
+    run.checkpoint_dir(2).mkdir(parents=True)
+    for name in ("trainer_state.json", "adapter_model.safetensors"):
+        (run.checkpoint_dir(2) / name).write_text("{}")
+    with pytest.raises(commands.RunError, match="has no adapter at step 3"):
+        commands.compare(tmp_path, Compare(QUESTION, run.id, 2, also=(3,)))
     with pytest.raises(commands.RunError, match="has no adapter at step 3"):
         commands.export(tmp_path, Export(run.id, 3))
 

@@ -1,22 +1,21 @@
-"""Comparisons: what is measured, what proves that base was base, and what comes back from disk."""
+"""Comparisons: what is measured and what comes back from disk."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deepdoctor.comparison import Comparison, Comparisons, Proof, Transcript, changes, measures
+from deepdoctor.comparison import Comparison, Comparisons, Further, Transcript, changes, comparison_text, measures
 from deepdoctor.config import SamplingConfig
 from deepdoctor.errors import ProofError, RunError
 from deepdoctor.files import write_json
+from tests.test_proof import PROOF
 
 BASE = Transcript(
     "Hmm. Wait, </think>\n**Answer:**\n\n- one\n- two\n\n1. three", tokens=30, reasoning_tokens=12, seconds=3.0, finish_reason="stop"
 )
 TUNED = Transcript("Short. </think>\nIt is a cold.", tokens=10, reasoning_tokens=4, seconds=2.0, finish_reason="stop")
-PROOF = Proof(1e-6, 2e-6, 3.5, 0.6, 0.6, 1e-4, "b" * 64, "b" * 64, "a" * 64, "p" * 64)
 PAIR = Comparison(
     question="Was ist das? <b>${x}</b>",
     base=BASE,
@@ -88,56 +87,21 @@ def test_changes_put_base_before_tuned() -> None:
     assert list(found["bullets"]) == ["base", "tuned"]
 
 
-def test_a_proof_that_holds_says_nothing() -> None:
-    assert PROOF.problems() == []
-    PROOF.require()
-
-
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        ({"base_difference": 0.1}, "the base side differs from the plain base by 0.1"),
-        ({"base_difference": math.nan}, "the base side differs"),
-        ({"tuned_difference": 0.1}, "the tuned side differs from PEFT's forward by 0.1"),
-        ({"tuned_difference": math.nan}, "the tuned side differs"),
-        ({"effect": 0.0}, "the adapter changes nothing"),
-        ({"base_nearer": 0.0}, "cannot be told apart"),
-        ({"tuned_nearer": -0.1}, "cannot be told apart"),
-        ({"tuned_nearer": math.nan}, "cannot be told apart"),
-        ({"effect": math.nan}, "the adapter changes nothing"),
-        ({"base_hash": "c" * 64}, "the base weights have changed"),
-    ],
-)
-def test_each_fault_is_found_and_the_pair_refused(fault: dict[str, float | str], words: str) -> None:
-    proof = replace(PROOF, **fault)  # type: ignore[arg-type]
-    assert [problem for problem in proof.problems() if words in problem] == proof.problems()
-    assert len(proof.problems()) == 1
-    with pytest.raises(ProofError, match="This pair is not shown"):
-        proof.require()
-
-
-def test_an_effect_smaller_than_rounding_is_enough_where_the_sides_can_be_told_apart() -> None:
-    assert replace(PROOF, tolerance=1.0, effect=0.3, base_nearer=0.01, tuned_nearer=0.01).problems() == []
-
-
-def test_a_proof_saved_before_nearness_was_measured_keeps_its_verdict() -> None:
-    saved = {name: value for name, value in vars(PROOF).items() if not name.endswith("_nearer")}
-    assert Proof.from_dict(saved).problems() == []
-    assert Proof.from_dict({**saved, "effect": saved["tolerance"] / 2}).problems() != []
-
-
-def test_all_faults_are_told_at_once() -> None:
-    proof = replace(PROOF, base_difference=1.0, tuned_difference=1.0, effect=0.0, base_hash="other")
-    assert len(proof.problems()) == 4
-
-
 def test_a_comparison_is_finished_when_both_sides_are() -> None:
     assert PAIR.finished
     assert not replace(PAIR, tuned=replace(TUNED, finish_reason="")).finished
     assert not replace(PAIR, base=Transcript()).finished
+    assert replace(PAIR, further=FURTHER).finished
+    assert not replace(PAIR, further=(FURTHER[0], Further(None, Transcript(), PROOF))).finished
 
 
-@pytest.mark.parametrize("pair", [PAIR, replace(PAIR, proof=None, step=None, seen={}, reference="", versions={})])
+FURTHER = (Further(40, replace(TUNED, text="Shorter.</think>\nA flu."), replace(PROOF, effect=1.5)), Further(None, BASE, PROOF))
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [PAIR, replace(PAIR, proof=None, step=None, seen={}, reference="", versions={}), replace(PAIR, further=FURTHER)],
+)
 def test_a_comparison_survives_json(pair: Comparison) -> None:
     assert Comparison.from_dict(json.loads(json.dumps(pair.to_dict()))) == pair
 
@@ -150,6 +114,45 @@ def test_the_json_has_what_readers_need() -> None:
     assert values["changes"]["bullets"] == {"base": 3, "tuned": 0}
     assert values["sampling"]["seed"] == 1
     assert list(values).index("base") < list(values).index("tuned")
+
+
+def test_a_comparison_saved_before_there_were_further_checkpoints_has_none() -> None:
+    values = PAIR.to_dict()
+    del values["further"]
+    assert Comparison.from_dict(values) == PAIR
+
+
+def test_the_json_of_a_further_checkpoint_has_what_readers_need() -> None:
+    first, last = replace(PAIR, further=FURTHER).to_dict()["further"]
+    assert (first["step"], first["reasoning"], first["response"]) == (40, "Shorter.", "A flu.")
+    assert first["measures"] == measures(FURTHER[0].written)
+    assert first["proof"] == {**vars(FURTHER[0].proof), "problems": []}
+    assert last["step"] is None
+
+
+def test_a_damaged_further_checkpoint_is_said_to_be() -> None:
+    values = replace(PAIR, further=FURTHER).to_dict()
+    del values["further"][1]["tokens"]
+    with pytest.raises(RunError, match="tokens"):
+        Comparison.from_dict(values)
+
+
+def test_every_proof_that_a_comparison_carries_is_required() -> None:
+    replace(PAIR, further=FURTHER).require_proven()
+    replace(PAIR, proof=None).require_proven()
+    with pytest.raises(ProofError, match="not shown, because the adapter changes nothing"):
+        replace(PAIR, proof=replace(PROOF, effect=0.0)).require_proven()
+    wrong = Further(None, BASE, replace(PROOF, effect=0.0))
+    with pytest.raises(ProofError, match="for the final adapter, the adapter changes nothing"):
+        replace(PAIR, further=(FURTHER[0], wrong)).require_proven()
+
+
+def test_the_text_for_reading_names_every_checkpoint() -> None:
+    told = comparison_text(replace(PAIR, further=FURTHER))
+    places = [told.index(words) for words in ("BASE: 30", "TUNED: 10", "CHECKPOINT 40: 10 tokens", "A flu.", "FINAL ADAPTER: 30")]
+    assert places == sorted(places)
+    assert "proof of checkpoint 40: it differs from PEFT by 2e-06, and changes logits by 1.5" in told
+    assert "CHECKPOINT" not in comparison_text(PAIR)
 
 
 def test_a_saved_comparison_comes_back_with_id_and_time(store: Comparisons) -> None:

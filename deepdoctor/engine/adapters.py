@@ -15,9 +15,10 @@ from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.backends import TRAINED
 from deepdoctor.engine.fingerprint import checksum
 from deepdoctor.engine.model import LoadedModel, first_line
+from deepdoctor.engine.protocol import ALSO_AT_MOST
 from deepdoctor.errors import ModelError
 
-SELECTED_AT_MOST = 4
+SELECTED_AT_MOST = 1 + ALSO_AT_MOST
 
 
 def fresh_adapter(loaded: LoadedModel, config: FinetuneConfig, checkpointing: bool = False) -> PeftModel:

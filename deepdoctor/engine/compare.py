@@ -1,8 +1,8 @@
-"""One comparison: both sides decoded together, with the proof that base is base and tuned is tuned."""
+"""One comparison: both sides decoded together, with the proof that base is base and tuned is tuned, and further checkpoints beside them."""
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepdoctor.comparison import BaseProof, Comparison, Proof
+from deepdoctor.comparison import Comparison, Further, step_name
 from deepdoctor.config import SamplingConfig
 from deepdoctor.engine.adapters import adapter_hash, as_side, select_adapter
 from deepdoctor.engine.decode import Row, decoder_for, transcript
 from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.prompts import render_question, style_named
+from deepdoctor.proof import BaseProof, Proof
 
 SNAPSHOTS_PER_SECOND = 10
 # Largest logit difference taken for rounding: float32 sums in another order; 16-bit numbers carry 8 to 11 bits and logits reach about 30.
@@ -37,23 +38,25 @@ class Question:
 
 
 class Pair:
-    """A comparison being made: two rows of one prompt, base first. Makes no progress by itself; a `Decoder` writes its rows.
+    """A comparison being made: rows of one prompt, base first, then tuned. Makes no progress by itself; a `Decoder` writes its rows.
 
-    Raises ConfigError for a question that cannot be asked.
+    also: adapters by the checkpoints of the same run that answer beside the pair. Raises ConfigError for a question that cannot be asked.
     """
 
-    def __init__(self, loaded: LoadedModel, asked: Question, adapter: str) -> None:
+    def __init__(self, loaded: LoadedModel, asked: Question, adapter: str, also: Mapping[int | None, str] | None = None) -> None:
         self.loaded, self.asked = loaded, asked
         self.prompt_text = render_question(asked.question, style_named(asked.prompt_style))
         prompt = loaded.tokenizer(self.prompt_text)["input_ids"]
         self.base, self.tuned = Row(prompt, None, asked.sampling), Row(prompt, adapter, asked.sampling)
+        self.further = {step: Row(prompt, name, asked.sampling) for step, name in (also or {}).items()}
         self.proof: Proof | None = None
+        self.further_proofs: dict[int | None, Proof] = {}
         self._shown = 0.0
 
     @property
     def rows(self) -> list[Row]:
         """Base and tuned, and what else is written with them."""
-        return [self.base, self.tuned]
+        return [self.base, self.tuned, *self.further.values()]
 
     @property
     def finished(self) -> bool:
@@ -61,10 +64,13 @@ class Pair:
         return all(row.finish for row in self.rows)
 
     def prove(self) -> None:
-        """Take the proof, once there is something to prove. Raises ProofError if it fails."""
+        """Take the proofs, once there is something to prove. Raises ProofError if one fails."""
         if self.proof is None and self.base.first_logits is not None:
             self.proof = prove(self.loaded, self.prompt_text, self.base, self.tuned)
             self.proof.require()
+            for step, row in self.further.items():
+                self.further_proofs[step] = prove(self.loaded, self.prompt_text, self.base, row, self.proof.base_hash)
+                self.further_proofs[step].require(step_name(step, "the "))
 
     def due(self) -> bool:
         """Whether it is time for a snapshot; says yes SNAPSHOTS_PER_SECOND times a second at most."""
@@ -83,7 +89,8 @@ class Pair:
             model=self.loaded.config.name,
             proof=self.proof,
             versions=versions(),
-            rows_at_once=max(self.base.shared, self.tuned.shared),
+            rows_at_once=max(row.shared for row in self.rows),
+            further=tuple(Further(step, transcript(self.loaded, row), self.further_proofs.get(step)) for step, row in self.further.items()),
         )
 
 
@@ -105,10 +112,11 @@ def compare(loaded: LoadedModel, asked: Question, adapter_folder: Path, should_s
     yield pair.snapshot()
 
 
-def prove(loaded: LoadedModel, prompt_text: str, base: Row, tuned: Row) -> Proof:
+def prove(loaded: LoadedModel, prompt_text: str, base: Row, tuned: Row, hash_now: str = "") -> Proof:
     """Check the decoder's first logits of both rows against transformers' own forward with the adapter disabled and enabled.
 
-    The base row must also read weights whose hash is the one taken at load, before any adapter was near.
+    The base row must also read weights whose hash is the one taken at load, before any adapter was near. hash_now: that of the base
+    weights, if it was taken at the same time.
     """
     assert base.first_logits is not None
     assert tuned.first_logits is not None
@@ -121,7 +129,7 @@ def prove(loaded: LoadedModel, prompt_text: str, base: Row, tuned: Row) -> Proof
         base_nearer=_spread(base.first_logits, on) - _spread(base.first_logits, off),
         tuned_nearer=_spread(tuned.first_logits, off) - _spread(tuned.first_logits, on),
         tolerance=TOLERANCES[loaded.dtype],
-        base_hash=base_hash(loaded.base),
+        base_hash=hash_now or base_hash(loaded.base),
         base_hash_at_load=loaded.info.base_hash,
         adapter_hash=adapter_hash(loaded, tuned.adapter),
         prompt_hash=_prompt_hash(prompt_text),

@@ -67,6 +67,10 @@ class Decoder:
             self._host = torch.zeros(slots, dtype=torch.int64, pin_memory=True)
             self._arrived = torch.cuda.Event()
 
+    def takes(self, rows: int, beside: int = 0) -> bool:
+        """Whether so many rows can begin while so many others are written."""
+        return rows + beside <= self.slots
+
     def submit(self, rows: list[Row]) -> None:
         """Queue rows that are to begin together. Raises ConfigError if they can never fit."""
         require_room(rows, self.context)
@@ -83,7 +87,7 @@ class Decoder:
     @torch.inference_mode()
     def step(self) -> bool:
         """One token for every row; rows that wait begin where there is room. False if there was nothing to do."""
-        while self.waiting and len(self.rows) + len(self.waiting[0]) <= self.slots:
+        while self.waiting and self.takes(len(self.waiting[0]), len(self.rows)):
             for row in self.waiting.popleft():
                 self._begin(row)
         if not self.rows:

@@ -22,7 +22,7 @@ from deepdoctor.engine.sampling import Sampler
 from deepdoctor.estimates import EVALUATED_PLACES
 from deepdoctor.tokens import Encoded
 
-# one pair, or a study's question with its native arm: who comes next waits and is told so
+# one pair, or a study's question with its native arm: who comes next waits and is told so; a larger group begins when it is alone
 SLOTS = 3
 
 
@@ -41,7 +41,7 @@ class OneByOne:
 
     def __init__(self, loaded: LoadedModel, slots: int, context: int) -> None:
         self.loaded = loaded
-        self.slots, self.context = min(slots, SLOTS), min(context, loaded.info.max_length)
+        self.slots, self.room, self.context = min(slots, SLOTS), slots, min(context, loaded.info.max_length)
         self.waiting: deque[list[Row]] = deque()
         self._texts: list[_Text] = []
 
@@ -49,6 +49,10 @@ class OneByOne:
     def rows(self) -> list[Row]:
         """The rows that have begun."""
         return [text.row for text in self._texts]
+
+    def takes(self, rows: int, beside: int = 0) -> bool:
+        """Whether so many rows can begin while so many others are written."""
+        return rows + beside <= (self.slots if beside else self.room)
 
     def submit(self, rows: list[Row]) -> None:
         """Queue rows that are to begin together. Raises ConfigError if they can never fit."""
@@ -66,7 +70,7 @@ class OneByOne:
     @torch.no_grad()
     def step(self) -> bool:
         """One token for the first row; rows that wait read their prompts where there is room. False if there was nothing to do."""
-        while self.waiting and len(self._texts) + len(self.waiting[0]) <= self.slots:
+        while self.waiting and self.takes(len(self.waiting[0]), len(self._texts)):
             self._texts += [self._begin(row) for row in self.waiting.popleft()]
         if not self._texts:
             return False

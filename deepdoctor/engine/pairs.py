@@ -1,6 +1,7 @@
 """The pairs being written and those that wait for room: several people's comparisons go through the weights together."""
 
 from collections import deque
+from collections.abc import Callable
 
 import psutil
 import torch
@@ -21,10 +22,13 @@ SHARE_OF_FREE = 0.5
 
 
 class Pairs:
-    """Pairs in the order in which they were asked for. The cache is made with the first one, and made larger only while nobody writes."""
+    """Pairs in the order in which they were asked for. The cache is made with the first one, and made larger only while nobody writes.
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded = loaded
+    planned: how many slots there can be, `slots_for` if not given.
+    """
+
+    def __init__(self, loaded: LoadedModel, planned: Callable[[LoadedModel, int, int], int] | None = None) -> None:
+        self.loaded, self.planned = loaded, planned or slots_for
         self.writing: list[Pair] = []
         self.waiting: deque[Pair] = deque()
         self.decoder: Decoder | OneByOne | None = None
@@ -32,12 +36,12 @@ class Pairs:
     @property
     def adapters(self) -> set[str]:
         """Names of the adapters that must stay attached."""
-        return {pair.tuned.adapter for pair in (*self.writing, *self.waiting) if pair.tuned.adapter}
+        return {row.adapter for pair in (*self.writing, *self.waiting) for row in pair.rows if row.adapter}
 
     def warm(self) -> None:
         """Make the cache of the usual size and write two rows of a few tokens: what is compiled and captured at first use is then there."""
         context = min(USUAL_CONTEXT, self.loaded.info.max_length)
-        slots = slots_for(self.loaded, context)
+        slots = self.planned(self.loaded, context, 0)
         if self.decoder or slots < 2 or self.loaded.info.decoding:
             return
         self.decoder = decoder_for(self.loaded, slots, context)
@@ -53,8 +57,9 @@ class Pairs:
         prompt, room = max(len(row.prompt) for row in pair.rows), self.loaded.info.max_length
         if prompt >= room:
             raise ConfigError(f"The question is too long: {prompt} tokens, {prompt + 1 - room} more than fit.", field="question")
-        if not self._fits(pair) and slots_for(self.loaded, self._context(pair), self._held()) < len(pair.rows):
-            raise ConfigError("There is not memory enough for texts that long. Lower the longest answer.", field="max_new_tokens")
+        if not self._fits(pair) and self.planned(self.loaded, self._context(pair), self._held()) < len(pair.rows):
+            fewer = "Leave out further checkpoints, or lower" if pair.further else "Lower"
+            raise ConfigError(f"There is not memory enough for texts that long. {fewer} the longest answer.", field="max_new_tokens")
         self.waiting.append(pair)
 
     def place(self, pair: Pair) -> int:
@@ -93,16 +98,20 @@ class Pairs:
                     return
                 context, held = self._context(self.waiting[0]), self._held()
                 self.release()
-                self.decoder = decoder_for(self.loaded, slots_for(self.loaded, context, held), context)
+                # never fewer than it was admitted with, though memory may have shrunk since
+                slots = max(self.planned(self.loaded, context, held), len(self.waiting[0].rows))
+                self.decoder = decoder_for(self.loaded, slots, context)
             assert self.decoder
-            if sum(len(each.rows) for each in (*self.writing, self.waiting[0])) > self.decoder.slots:
+            if not self.decoder.takes(len(self.waiting[0].rows), sum(len(each.rows) for each in self.writing)):
                 return
             pair = self.waiting.popleft()
             self.decoder.submit(pair.rows)
             self.writing.append(pair)
 
     def _fits(self, pair: Pair) -> bool:
-        return self.decoder is not None and min(longest_of(pair), self.loaded.info.max_length) <= self.decoder.context
+        if self.decoder is None or not self.decoder.takes(len(pair.rows)):
+            return False
+        return min(longest_of(pair), self.loaded.info.max_length) <= self.decoder.context
 
     def _context(self, pair: Pair) -> int:
         wanted = -(-longest_of(pair) // CONTEXT_STEP) * CONTEXT_STEP

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from deepdoctor.comparison import BaseProof, Comparison
+from deepdoctor.comparison import Comparison
 from deepdoctor.config import StudyConfig
 from deepdoctor.engine.adapters import select_adapter
 from deepdoctor.engine.compare import Pair, Question, prove_base
@@ -14,6 +14,7 @@ from deepdoctor.engine.decode import Row, transcript
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.pairs import Pairs
 from deepdoctor.prompts import NATIVE, render_question
+from deepdoctor.proof import BaseProof
 from deepdoctor.studies.questions import BankQuestion
 from deepdoctor.studies.study import Study
 
@@ -36,7 +37,7 @@ class Answers(Pair):
     @property
     def rows(self) -> list[Row]:
         """Base, tuned and, if there is one, native."""
-        return [self.base, self.tuned, *([self.native] if self.native else [])]
+        return [*super().rows, *([self.native] if self.native else [])]
 
     def prove(self) -> None:
         """Take the proofs of the pair and of the native answer, once there is something to prove. Raises ProofError if one fails."""

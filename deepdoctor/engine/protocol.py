@@ -4,10 +4,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deepdoctor.config import ModelConfig, SamplingConfig
+from deepdoctor.errors import ConfigError
 from deepdoctor.prompts import ARTICLE
 
 # numbers that a GGUF file can hold: 16 bit, 8 bit, and a good 4 bit
 GGUF_KINDS = ("bf16", "f16", "q8_0", "q4_k_m")
+
+# with the tuned side's, as many adapters as stay attached (engine.adapters.SELECTED_AT_MOST)
+ALSO_AT_MOST = 3
 
 Phase = Literal["starting", "loading", "ready", "busy", "failed", "dead"]
 
@@ -64,7 +68,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Compare:
-    """Answer one question with base and tuned together. `run` names the run whose adapter is the tuned side; step None: its final one."""
+    """Answer one question with base and tuned together. `run` names the run whose adapter is the tuned side; step None: its final one.
+
+    also: further checkpoints of the run that answer in the same pass, at most ALSO_AT_MOST. Raises ConfigError if they are more, or one of
+    them would answer twice.
+    """
 
     question: str
     run: str
@@ -72,6 +80,13 @@ class Compare:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt_style: str = ARTICLE.name
     reference: str = ""
+    also: tuple[int | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.also) > ALSO_AT_MOST:
+            raise ConfigError(f"At most {ALSO_AT_MOST} further checkpoints can answer beside the pair, not {len(self.also)}.", field="also")
+        if len({self.step, *self.also}) <= len(self.also):
+            raise ConfigError("A further checkpoint must be another one than the tuned side, and each is named once.", field="also")
 
 
 @dataclass(frozen=True)

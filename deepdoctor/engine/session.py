@@ -163,7 +163,10 @@ class Session:
             step=request.step,
             reference=request.reference or known_reference(request.question),
         )
-        pair = Pair(loaded, asked, select_adapter(loaded, run.adapter_dir(request.step), self.pairs.adapters))
+        adapters: dict[int | None, str] = {}
+        for step in (request.step, *request.also):
+            adapters[step] = select_adapter(loaded, run.adapter_dir(step), self.pairs.adapters | set(adapters.values()))
+        pair = Pair(loaded, asked, adapters.pop(request.step), adapters)
         self.pairs.submit(pair)
         return pair
 

@@ -119,7 +119,7 @@ class Study:
     def answers(self) -> dict[tuple[str, int], dict[str, Any]]:
         """Rows of answers.jsonl by question id and seed: {"question", "seed", "comparison", "native"}. Of repeated ones the last counts.
 
-        "native" is a transcript with its "proof" (comparison.BaseProof), or None; older studies have it without proof.
+        "native" is a transcript with its "proof" (proof.BaseProof), or None; older studies have it without proof.
         """
         return {(row["question"], row["seed"]): row for row in read_rows(self.path / "answers.jsonl")[0]}
 

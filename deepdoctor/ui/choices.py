@@ -1,5 +1,6 @@
 """Runs and checkpoints as choices: what of a run can be the tuned side, and how it is called."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -30,6 +31,13 @@ def step_choices(run: Run | HubAdapter) -> list[tuple[str, Any]]:
     final = [("Final adapter", FINAL)] if (run.path / "adapter" / "complete.json").exists() else []
     best = told_best(run)
     return [*final, *((f"Step {step}{BEST if step == best else ''}", step) for step in reversed(run.checkpoints()))]
+
+
+def also_update(run: Run | HubAdapter | None, step: Any, chosen: Sequence[Any] | None) -> Any:
+    """An update of the further checkpoints that can be shown beside `step`, which keeps what is chosen; hidden where there are none."""
+    others = [choice for choice in step_choices(run) if choice[1] != step] if run else []
+    values = [value for _label, value in others]
+    return gr.update(choices=others, value=[each for each in chosen or () if each in values], visible=bool(others))
 
 
 def run_updates(runs: list[Run]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from deepdoctor.hub_adapters import HubAdapter
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
 from deepdoctor.ui import history, transcript
-from deepdoctor.ui.choices import FINAL, run_label, short_name, step_choices
+from deepdoctor.ui.choices import FINAL, also_update, run_label, short_name, step_choices
 from deepdoctor.ui.components import escape, note, user_errors
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.findings import findings
@@ -96,20 +96,21 @@ class Handlers:
         label = f"Load {short_name(run.model.name)}" if run and words else "Load"
         return gr.update(value=shown, visible=bool(words)), gr.update(value=label, visible=bool(words))
 
-    def refresh_if_new(self, run: str | None, step: Any, number: int | None, fingerprint: Any) -> Any:
+    def refresh_if_new(self, run: str | None, step: Any, also: list[Any], number: int | None, fingerprint: Any) -> Any:
         """Like `refresh`, but nothing at all while all is as it was."""
-        return gr.skip() if fingerprint == self.fingerprint(number) else self.refresh(run, step, number)
+        return gr.skip() if fingerprint == self.fingerprint(number) else self.refresh(run, step, also, number)
 
-    def refresh(self, run: str | None, step: Any, number: int | None) -> tuple[Any, ...]:
-        """Fingerprint, whether there is anything to compare, the choices of run and checkpoint (keeping what is chosen), the style of a
-        run that is chosen now, what goes on, and what `needs` gives.
+    def refresh(self, run: str | None, step: Any, also: list[Any], number: int | None) -> tuple[Any, ...]:
+        """Fingerprint, whether there is anything to compare, the choices of run, checkpoint and further checkpoints (keeping what is
+        chosen), the style of a run that is chosen now, what goes on, and what `needs` gives.
 
         `number` is the comparison that this viewer waits for, if any: its panels say what goes on, so nothing else does.
         """
         choices = self.choices()
         ids = [value for _label, value in choices]
         chosen = run if run in ids else (ids[0] if ids else None)
-        steps = step_choices(self.context.side(chosen)) if chosen else []
+        side = self.context.side(chosen) if chosen else None
+        steps = step_choices(side) if side else []
         kept = step if chosen == run and step in [value for _label, value in steps] else (steps[0][1] if steps else None)
         if chosen == run and steps and kept != step and step is not None:
             gr.Warning(f"The checkpoint of step {step} was removed as newer ones came; now chosen: {steps[0][0]}.")
@@ -120,9 +121,10 @@ class Handlers:
             gr.update(visible=bool(ids)),
             gr.update(choices=choices, value=chosen),
             gr.update(choices=steps, value=kept),
+            also_update(side, kept, also if chosen == run else ()),
             gr.skip() if chosen == run else self._style_of(chosen),
             gr.update(value=busy, visible=bool(busy)),
-            *self.needs(self.context.side(chosen) if chosen else None),
+            *self.needs(side),
         )
 
     def unpaired(self) -> str:
@@ -145,11 +147,18 @@ class Handlers:
 
     @user_errors
     def steps_of(self, run: str | None) -> tuple[Any, ...]:
-        """The checkpoints of a run that was just chosen, the prompt style that it was tuned with, what `needs` gives, and nothing in place
-        of what was told about another run."""
+        """The checkpoints of a run that was just chosen, those that can be shown beside the newest, the prompt style that it was tuned
+        with, what `needs` gives, and nothing in place of what was told about another run."""
         chosen = self.context.side(run) if run else None
         steps = step_choices(chosen) if chosen else []
-        return gr.update(choices=steps, value=steps[0][1] if steps else None), self._style_of(run), *self.needs(chosen), ""
+        first = steps[0][1] if steps else None
+        shown = gr.update(choices=steps, value=first), also_update(chosen, first, ())
+        return *shown, self._style_of(run), *self.needs(chosen), ""
+
+    @user_errors
+    def also_of(self, run: str | None, step: Any, also: list[Any]) -> Any:
+        """The checkpoints that can be shown beside the one that was just chosen."""
+        return also_update(self.context.side(run) if run else None, step, also)
 
     def _style_of(self, run: str | None) -> Any:
         side = self.context.side(run) if run else None
@@ -166,8 +175,8 @@ class Handlers:
 
         yield from loading(self.context, profile, config)
 
-    def request(self, question: str, run: str | None, step: Any, style: str, sampling: tuple[Any, ...]) -> Compare:
-        """The request those inputs make. Raises ConfigError or RunError saying what is missing."""
+    def request(self, question: str, run: str | None, steps: Sequence[Any], style: str, sampling: tuple[Any, ...]) -> Compare:
+        """The request those inputs make; the first step is the tuned side. Raises ConfigError or RunError saying what is missing."""
         question = (question or "").strip()
         render_question(question, style_named(style))
         if not run:
@@ -175,11 +184,12 @@ class Handlers:
         if needed := self.needed(chosen := self.context.side(run)):
             assert isinstance(chosen, Run)
             raise ModelError(f"{needed} Load {chosen.model.name} first, under Model at the top of the page.")
-        checkpoint = None if step in (None, FINAL) else int(step)
-        chosen.adapter_dir(checkpoint)
+        checkpoint, *also = [None if step in (None, FINAL) else int(step) for step in steps]
+        for each in (checkpoint, *also):
+            chosen.adapter_dir(each)
         drawn = self.sampling.read(sampling)
         assert isinstance(drawn, SamplingConfig)
-        return Compare(question, run, checkpoint, drawn, style, self.references.get(question, ""))
+        return Compare(question, run, checkpoint, drawn, style, self.references.get(question, ""), tuple(also))
 
     def require_free(self, profile: Profile, question: str, action: str) -> None:
         """Raise AccessError if a study keeps that question from this visitor. `action` is as in "You may not …"."""
@@ -188,25 +198,25 @@ class Handlers:
 
     @user_errors
     def answers(self, profile: Profile, question: str, run: str | None, step: Any, *given: Any) -> Iterator[tuple[Any, ...]]:
-        """Ask both sides; `given` is the prompt style, then the sampling.
+        """Ask all sides; `given` is the further checkpoints, the prompt style, then the sampling.
 
         Yields the request's number, both buttons and what `finished_values` gives, at most ten times a second.
         """
-        style, *sampling = given
-        request = self.request(question, run, step, style, tuple(sampling))
+        also, style, *sampling = given
+        request = self.request(question, run, [step, *also], style, tuple(sampling))
         self.require_free(profile, request.question, "ask this question")
         name, key = self.context.side(request.run).name, secrets.token_hex(4)
         number = self.context.engine.compare(request)
         running = (gr.update(interactive=False), gr.update(interactive=True))
         idle = (gr.skip(), gr.update(interactive=False))  # Compare comes back when this event is over: until then clicks would be lost
         keep = (gr.skip(),) * 7
-        value = transcript.waiting(key, request.question, "Waiting for the engine")
+        value = transcript.waiting(key, request.question, "Waiting for the engine", request.also)
         yield number, *running, value, *hidden_values()
         try:
             with closing(limited(self.context.engine.follow(number))) as items:
                 for item in items:
                     if isinstance(item, str):
-                        value = transcript.waiting(key, request.question, item)
+                        value = transcript.waiting(key, request.question, item, request.also)
                         yield gr.skip(), *running, value, *keep
                     elif item.finished:
                         yield None, *idle, *self.finished_values(item, key, name)
@@ -230,8 +240,7 @@ class Handlers:
 
     def finished_values(self, comparison: Comparison, key: str, run_name: str) -> tuple[Any, ...]:
         """A finished comparison for all places where it is shown: panels, what stands below them, and the comparison itself."""
-        if comparison.proof:
-            comparison.proof.require()
+        comparison.require_proven()
         saved = bool(comparison.id)
         address = f'<a href="{history.link(comparison.id)}">Link to this comparison</a>' if saved else ""
         return (

@@ -8,6 +8,7 @@ import gradio as gr
 
 from deepdoctor.config import EMBEDDED_MODEL, SamplingConfig
 from deepdoctor.dataset import HeldOutCase, held_out_examples
+from deepdoctor.engine.protocol import ALSO_AT_MOST
 from deepdoctor.estimates import QUICK_SECONDS
 from deepdoctor.plan import roughly
 from deepdoctor.prompts import ARTICLE, STYLES
@@ -22,6 +23,7 @@ REFRESH_SECONDS = 3
 NO_RUN_TITLE = "There is no fine-tuned run to compare yet"
 NO_RUN = "Open the Train tab, choose a recipe and press Start{quick}. When it ends, come back here and ask both sides the same question."
 QUICK = f": Quick takes about {roughly(QUICK_SECONDS)} on two free cores"
+ALSO = f"Also show, beside the pair (at most {ALSO_AT_MOST})"
 FREE: dict[str, Any] = {**QUIET, "concurrency_limit": None}
 
 
@@ -35,6 +37,7 @@ class Ask:
     case: gr.Dropdown
     run: gr.Dropdown
     step: gr.Dropdown
+    also: gr.Dropdown
     style: gr.Dropdown
     sampling: Form
     compare: gr.Button
@@ -49,12 +52,12 @@ class Ask:
     @property
     def inputs(self) -> list[Any]:
         """What `answers` reads, in its order."""
-        return [self.question, self.run, self.step, self.style, *self.sampling.inputs]
+        return [self.question, self.run, self.step, self.also, self.style, *self.sampling.inputs]
 
     @property
     def refreshed(self) -> list[Any]:
         """What `refresh` writes, after the fingerprint, in its order."""
-        return [self.empty, self.form, self.run, self.step, self.style, self.busy, self.needs, self.load]
+        return [self.empty, self.form, self.run, self.step, self.also, self.style, self.busy, self.needs, self.load]
 
 
 @dataclass(frozen=True)
@@ -98,16 +101,17 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> tuple[Callable[..
     _wire_asking(handlers, ask, shown)
     _wire_reading(handlers, shown)
     ask.case.input(lambda question: question or gr.skip(), [ask.case], [ask.question], **FREE)
-    ask.run.input(handlers.steps_of, [ask.run], [ask.step, ask.style, ask.needs, ask.load, ask.loading], **FREE)
+    ask.run.input(handlers.steps_of, [ask.run], [ask.step, ask.also, ask.style, ask.needs, ask.load, ask.loading], **FREE)
+    ask.step.input(handlers.also_of, [ask.run, ask.step, ask.also], [ask.also], **FREE)
     ask.to_train.click(lambda: gr.Tabs(selected="train"), None, tab.parent, **FREE)
-    refreshed = [fingerprint, *ask.refreshed]
-    tab.select(handlers.refresh, [ask.run, ask.step, shown.number], refreshed, **FREE)
+    chosen, refreshed = [ask.run, ask.step, ask.also, shown.number], [fingerprint, *ask.refreshed]
+    tab.select(handlers.refresh, chosen, refreshed, **FREE)
     fetched = ask.hub.fetch.click(HubAdapterEvents(handlers).fetch, [ask.hub.repo, ask.hub.revision], [ask.hub.told, ask.run], **QUIET)
-    fetched.then(handlers.refresh, [ask.run, ask.step, shown.number], refreshed, **FREE)
+    fetched.then(handlers.refresh, chosen, refreshed, **FREE)
     ask.load.click(handlers.load_needed, [ask.run], [ask.loading], **FREE)
     # never in the page itself, which is the same for everyone
     gr.on([tab.select, _page().load], handlers.saved, None, [shown.history], **FREE)
-    gr.Timer(REFRESH_SECONDS).tick(handlers.refresh_if_new, [ask.run, ask.step, shown.number, fingerprint], refreshed, **FREE)
+    gr.Timer(REFRESH_SECONDS).tick(handlers.refresh_if_new, [*chosen, fingerprint], refreshed, **FREE)
     return handlers.open_linked, shown.finished
 
 
@@ -126,6 +130,7 @@ def _build_ask(cases: list[HeldOutCase], quick: str) -> Ask:
             with gr.Column(scale=2, min_width=300):
                 run = gr.Dropdown([], label="Run on the tuned side", filterable=False)
                 step = gr.Dropdown([], label="Checkpoint", filterable=False)
+                also = gr.Dropdown([], value=[], multiselect=True, max_choices=ALSO_AT_MOST, visible=False, label=ALSO, elem_id="dd-also")
                 styles = [(style.label, name) for name, style in STYLES.items()]
                 style = gr.Dropdown(styles, value=ARTICLE.name, label="Prompt style, for both sides", filterable=False)
         sampling = build_form(SamplingConfig())
@@ -136,7 +141,9 @@ def _build_ask(cases: list[HeldOutCase], quick: str) -> Ask:
         with gr.Row(elem_id="dd-ask-buttons"):
             compare = gr.Button("Compare", variant="primary", elem_id="dd-compare", scale=0, min_width=160)
             stop = gr.Button("Stop", interactive=False, elem_id="dd-stop", scale=0, min_width=120)
-    return Ask(empty, form, question, case, run, step, style, sampling, compare, stop, busy, needs, load, loading, to_train, _build_hub())
+    return Ask(
+        empty, form, question, case, run, step, also, style, sampling, compare, stop, busy, needs, load, loading, to_train, _build_hub()
+    )
 
 
 def _build_hub() -> FromHub:

@@ -45,6 +45,7 @@ def link(comparison_id: str) -> str:
 def _entry(comparison: Comparison, names: dict[str, str]) -> str:
     made = time.strftime("%d %b %Y, %H:%M", time.localtime(comparison.created))
     step = "final" if comparison.step is None else f"checkpoint {comparison.step}"
+    step += f" and {len(comparison.further)} more" if comparison.further else ""
     where = f"{made} · {names.get(comparison.run, comparison.run)}, {step} · seed {comparison.sampling.seed}"
     grade = str(comparison.seen.get("grade", ""))
     mark = badge(grade.capitalize(), grade) if grade else ""

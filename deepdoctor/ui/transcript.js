@@ -1,9 +1,9 @@
-// Keeps the two panels of a comparison in step with the component's value. Texts are set as text; the answer alone arrives as HTML
+// Keeps the panels of a comparison in step with the component's value. Texts are set as text; the answer alone arrives as HTML
 // that the page has escaped. Folds keep the reader's choice, scrolling up in a thought included; nothing is redrawn that has not changed.
-const SIDES = ["base", "tuned"];
+const SIDES = Array.from(element.querySelectorAll(".dd-side"), (section) => section.dataset.side);
 const part = (side, name) => element.querySelector(`[data-side="${side}"] [data-part="${name}"]`);
-const choices = { base: null, tuned: null };
-const follows = { base: true, tuned: true };
+const choices = {};
+const follows = {};
 let shownKey = null;
 
 function setText(node, text) {
@@ -33,11 +33,14 @@ function fold(side, open) {
 
 function showSide(side, values) {
   const reasoning = part(side, "reasoning");
-  for (const name of ["source", "status", "said", "length", "note"]) setText(part(side, name), values[name]);
+  for (const name of ["title", "whose", "source", "status", "said", "length", "note"]) setText(part(side, name), values[name]);
+  reasoning.setAttribute("aria-label", `Reasoning${values.whose}`);
   part(side, "note").hidden = !values.note;
   part(side, "note").className = `dd-note ${values.note_kind}`;
   part(side, "fold").hidden = !values.reasoning;
-  element.querySelector(`[data-side="${side}"]`).dataset.phase = values.phase;
+  const section = element.querySelector(`[data-side="${side}"]`);
+  section.dataset.phase = values.phase;
+  section.hidden = !values.title; // a further checkpoint that was not asked for
   setText(reasoning, values.reasoning);
   setAnswer(part(side, "answer"), values.answer);
   const reading = !reasoning.hidden && !follows[side];

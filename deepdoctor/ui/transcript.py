@@ -1,37 +1,41 @@
-"""The two panels of a comparison: base left, tuned right, each with its reasoning in a fold, its answer below, and a status line.
+"""The panels of a comparison: base left, tuned right, further checkpoints below, each with reasoning in a fold, answer and status.
 
 The component's value is a dict of texts (`panels`); a script beside this file sets them as text, so that an update changes only what is
 new and a fold stays as its reader left it. Nothing a model wrote is ever markup here, except answers that `render_answer` has escaped.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import gradio as gr
 
-from deepdoctor.comparison import FINISH_WORDS, Comparison, Transcript
+from deepdoctor.comparison import FINISH_WORDS, Comparison, Transcript, step_name
+from deepdoctor.engine.protocol import ALSO_AT_MOST
 from deepdoctor.ui.components import number, render_answer
 
 Phase = Literal["empty", "waiting", "thinking", "answering", "ended", "failed"]
 SCRIPT = Path(__file__).with_suffix(".js")
 TITLES = {"base": "Base", "tuned": "Tuned"}
+FURTHER = tuple(f"further{place}" for place in range(1, ALSO_AT_MOST + 1))
+SIDES = (*TITLES, *FURTHER)
 PLACEHOLDERS = {
     "base": "What the model writes without any fine-tuning will stand here.",
     "tuned": "What the same model writes with your run's adapter will stand here.",
 }
 _SIDE = """
-<section class="dd-side" data-side="{side}" data-phase="empty" aria-labelledby="dd-{side}-title">
+<section class="dd-side" data-side="{side}" data-phase="empty" aria-labelledby="dd-{side}-title"{hidden}>
   <header>
-    <h2 id="dd-{side}-title">{title}</h2>
+    <h2 id="dd-{side}-title" data-part="title">{title}</h2>
     <p class="dd-side-source" data-part="source"></p>
   </header>
   <p class="dd-side-status" data-part="status"></p>
   <p class="dd-sr" role="status" data-part="said"></p>
   <button type="button" class="dd-fold" aria-expanded="false" aria-controls="dd-{side}-reasoning" data-part="fold" hidden>
-    <span class="dd-fold-mark" aria-hidden="true"></span>Reasoning<span class="dd-sr"> of the {side} side</span>
+    <span class="dd-fold-mark" aria-hidden="true"></span>Reasoning<span class="dd-sr" data-part="whose"></span>
     <span class="dd-muted" data-part="length"></span>
   </button>
-  <div class="dd-reasoning" id="dd-{side}-reasoning" role="region" aria-label="Reasoning of the {side} side" tabindex="0"
+  <div class="dd-reasoning" id="dd-{side}-reasoning" role="region" aria-label="Reasoning" tabindex="0"
        data-part="reasoning" hidden></div>
   <div class="dd-answer dd-prose" data-part="answer"></div>
   <p class="dd-note" data-part="note" hidden></p>
@@ -39,10 +43,12 @@ _SIDE = """
 
 
 def pair() -> gr.HTML:
-    """The component that shows both panels; its value is made by `panels`, `empty` or `waiting`."""
-    sides = "".join(_SIDE.format(side=side, title=title) for side, title in TITLES.items())
+    """The component that shows all panels; its value is made by `panels`, `empty` or `waiting`."""
+    sides = "".join(_SIDE.format(side=side, title=title, hidden="") for side, title in TITLES.items())
+    further = "".join(_SIDE.format(side=side, title="", hidden=" hidden") for side in FURTHER)
     asked = '<div class="dd-asked" data-part="asked" hidden><h2 class="dd-sr">Question</h2><p class="dd-prose" data-part="question"></p>'
     template = f'{asked}<p class="dd-muted" data-part="made"></p></div><div class="dd-pair">{sides}</div>'
+    template += f'<div class="dd-further">{further}</div>'
     return gr.HTML(
         empty(),
         html_template=template,
@@ -54,19 +60,29 @@ def pair() -> gr.HTML:
 
 def empty() -> dict[str, Any]:
     """The value before anything was asked."""
-    return {"key": "", "question": "", "made": "", **{side: _side(note=PLACEHOLDERS[side]) for side in TITLES}}
+    sides = {side: _side(note=PLACEHOLDERS[side]) for side in TITLES}
+    return {"key": "", "question": "", "made": "", **_titled(sides, [])}
 
 
-def waiting(key: str, question: str, words: str) -> dict[str, Any]:
-    """The value while the engine has not begun; `words` say why."""
-    return {"key": key, "question": question, "made": "", **{side: _side("waiting", status=words, said=words) for side in TITLES}}
+def waiting(key: str, question: str, words: str, also: Sequence[int | None] = ()) -> dict[str, Any]:
+    """The value while the engine has not begun; `words` say why. also: the further checkpoints that were asked."""
+    sides = {side: _side("waiting", status=words, said=words) for side in (*TITLES, *FURTHER[: len(also)])}
+    return {"key": key, "question": question, "made": "", **_titled(sides, also)}
+
+
+def _titled(sides: dict[str, dict[str, Any]], steps: Sequence[int | None]) -> dict[str, dict[str, Any]]:
+    """The sides with title and the words that end "Reasoning …"; further ones that are not shown have neither."""
+    named = {side: {"title": title, "whose": f" of the {side} side"} for side, title in TITLES.items()}
+    for side, step in zip(FURTHER, steps, strict=False):
+        named[side] = {"title": step_name(step).capitalize(), "whose": f" of {step_name(step, 'the ')}"}
+    return {side: {**sides.get(side, _side()), **named.get(side, {})} for side in SIDES}
 
 
 def failed(value: dict[str, Any], why: str, keep: bool) -> dict[str, Any]:
-    """`value` after the comparison ended with an error; without `keep` no word of either side stays."""
+    """`value` after the comparison ended with an error; without `keep` no word of any side stays."""
     sides = {}
-    for side in TITLES:
-        before = value[side] if keep else _side()
+    for side in SIDES:
+        before = value[side] if keep else {**_side(), **{name: value[side][name] for name in ("title", "whose")}}
         sides[side] = {**before, "phase": "failed", "status": "Failed", "said": "Failed", "note": why, "note_kind": "bad"}
     return {**value, **sides}
 
@@ -74,10 +90,12 @@ def failed(value: dict[str, Any], why: str, keep: bool) -> dict[str, Any]:
 def panels(comparison: Comparison, key: str, run_name: str) -> dict[str, Any]:
     """The value that shows a snapshot or a finished comparison. `key` names it: with a new key the folds forget the reader's choice."""
     limit = comparison.sampling.max_new_tokens
-    step = "final adapter" if comparison.step is None else f"checkpoint {comparison.step}"
-    sources = {"base": f"{comparison.model}, adapter off", "tuned": f"{run_name}, {step}"}
+    sources = {"base": f"{comparison.model}, adapter off", "tuned": f"{run_name}, {step_name(comparison.step)}"}
     sides = {side: _written(getattr(comparison, side), limit) | {"source": sources[side]} for side in TITLES}
-    return {"key": key, "question": comparison.question, "made": _made(comparison), **sides}
+    further = [_written(each.written, limit) | {"source": run_name} for each in comparison.further]
+    sides |= dict(zip(FURTHER, further, strict=False))
+    titled = _titled(sides, [each.step for each in comparison.further])
+    return {"key": key, "question": comparison.question, "made": _made(comparison), **titled}
 
 
 def _made(comparison: Comparison) -> str:
@@ -87,7 +105,7 @@ def _made(comparison: Comparison) -> str:
 
 
 def _side(phase: Phase = "empty", **texts: Any) -> dict[str, Any]:
-    names = ("source", "status", "said", "length", "reasoning", "answer", "note", "note_kind")
+    names = ("title", "whose", "source", "status", "said", "length", "reasoning", "answer", "note", "note_kind")
     return {"phase": phase, "open": False, **dict.fromkeys(names, ""), **texts}
 
 

@@ -12,13 +12,14 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+from deepdoctor.comparison import Further
 from deepdoctor.overlap import Seen
 from deepdoctor.ui import compare_tab, theme
 from deepdoctor.ui.context import Context
 from tests.browser.pages import open_tab, whole_page
 from tests.browser.payloads import ALL, PAYLOADS, RAN, nothing_ran, watched
 from tests.conftest import free_port
-from tests.ui.fakes import QUESTION, close, fake_comparison, fake_context, fake_run, growing, in_event_loop, transcript
+from tests.ui.fakes import PROOF, QUESTION, TUNED_TEXT, close, fake_comparison, fake_context, fake_run, growing, in_event_loop, transcript
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=15_000)
@@ -134,6 +135,48 @@ def test_nothing_in_question_rows_reasoning_or_answer_ever_runs_or_draws(page: P
     assert tags_within(page, "#dd-after") <= BELOW
     assert tags_within(page, "#dd-history") <= BELOW
     nothing_ran(page, wrong)
+
+
+def test_a_further_checkpoint_is_chosen_and_answers_in_a_third_panel(page: Page, trained: Served) -> None:
+    wrong = watched(page)
+    run = trained.context.runs.list()[0]
+    further = (Further(20, transcript(f"{ALL}</think>\n{ALL}"), PROOF),)
+    final = trained.context.comparisons.save(fake_comparison(run=run.id, further=further))
+    trained.feed(*growing(final, 6)[:-1], final)
+    opened(page, trained)
+    expect(page.locator(".dd-side:visible")).to_have_count(2)
+    page.get_by_label("Also show").click()
+    expect(page.get_by_role("option")).to_contain_text(["Step 40", "Step 20"])
+    page.get_by_role("option", name="Step 20").click()
+    page.keyboard.press("Escape")
+    ask(page)
+    ended(page)
+    assert trained.context.engine.asked[-1].also == (20,)  # type: ignore[attr-defined]
+    expect(side(page, "further1")).to_have_attribute("data-phase", "ended")
+    expect(page.locator(".dd-side:visible h2")).to_have_text(["Base", "Tuned", "Checkpoint 20"])
+    page.get_by_role("button", name="Reasoning of checkpoint 20").click()
+    assert page.get_by_role("region", name="Reasoning of checkpoint 20").text_content() == ALL
+    assert part(page, "further1", "answer").locator("p").all_text_contents() == list(PAYLOADS)
+    assert tags_within(page, "#dd-comparison") <= PLAIN
+    expect(page.locator("#dd-findings th").filter(has_text="Step 20")).to_be_visible()
+    nothing_ran(page, wrong)
+
+
+@pytest.mark.parametrize(("width", "across"), [(1366, True), (390, False)])
+def test_further_panels_stand_in_columns_where_there_is_room_and_below_each_other_where_not(
+    page: Page, trained: Served, width: int, across: bool
+) -> None:
+    further = tuple(Further(step, transcript(TUNED_TEXT), PROOF) for step in (20, 40, None))
+    final = trained.context.comparisons.save(fake_comparison(run=trained.context.runs.list()[0].id, step=60, further=further))
+    page.set_viewport_size({"width": width, "height": 768})
+    page.goto(f"{trained.url}?comparison={final.id}")
+    ended(page)
+    boxes = [side(page, f"further{place}").bounding_box() for place in (1, 2, 3)]
+    below = side(page, "tuned").bounding_box()
+    assert all(box["y"] >= below["y"] + below["height"] for box in boxes)
+    assert len({round(box["y"]) for box in boxes}) == (1 if across else 3)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert [found["id"] for found in Axe().run(page, {"include": [["#dd-comparison"]]}).response["violations"]] == []
 
 
 def test_there_are_enough_payloads_and_all_differ() -> None:

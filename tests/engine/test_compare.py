@@ -9,8 +9,8 @@ import torch
 from deepdoctor.comparison import Comparison
 from deepdoctor.config import SamplingConfig
 from deepdoctor.engine.adapters import adapter_hash, select_adapter
-from deepdoctor.engine.compare import TOLERANCES, compare, reference_logits
-from deepdoctor.engine.decode import Row
+from deepdoctor.engine.compare import TOLERANCES, Pair, compare, reference_logits
+from deepdoctor.engine.decode import Row, decoder_for
 from deepdoctor.engine.fingerprint import base_weights
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.session import Session, never
@@ -88,6 +88,20 @@ def test_a_decoder_that_forgets_the_adapter_is_refused(loaded: LoadedModel, adap
     with pytest.raises(ProofError, match="differs from"):
         tiny.pair(loaded, adapter)
     assert name in loaded.selected.values()
+
+
+def test_a_further_checkpoint_whose_proof_fails_is_refused_by_its_name(
+    loaded: LoadedModel, adapter: Path, llama: Path, tmp_path: Path
+) -> None:
+    name = select_adapter(loaded, adapter)
+    nothing = select_adapter(loaded, tiny.save_adapter(tmp_path, llama, strength=0.0), {name})
+    for step, words in ((20, "for checkpoint 20"), (None, "for the final adapter")):
+        pair = Pair(loaded, tiny.asked(), name, {step: nothing})
+        decoder = decoder_for(loaded, 3, pair.base.longest)
+        decoder.submit(pair.rows)
+        decoder.step()
+        with pytest.raises(ProofError, match=f"not shown, because {words}, the adapter changes nothing"):
+            pair.prove()
 
 
 def test_stop_keeps_what_was_written_and_marks_both_sides(loaded: LoadedModel, adapter: Path) -> None:

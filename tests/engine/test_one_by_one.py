@@ -157,6 +157,29 @@ def test_the_proof_comes_first_then_base_then_tuned(mistral: tuple[Session, Path
         assert {row.shared for row in pair.rows} == {1}
 
 
+def test_more_texts_than_usual_wait_until_they_are_alone_and_begin_then(mistral: tuple[Session, Path], tmp_path: Path) -> None:
+    session, adapter = mistral
+    pairs = Pairs(tiny.model_of(session))
+    name = select_adapter(pairs.loaded, adapter)
+    other = select_adapter(pairs.loaded, adapt(tmp_path / "other", tmp_path / "model", list(pairs.loaded.info.projections), seed=2))
+    first = Pair(pairs.loaded, tiny.asked("What is thirst?"), name)
+    second = Pair(pairs.loaded, tiny.asked("What is fever?"), name, {20: other, 40: name, 60: other})
+    for pair in (first, second):
+        pairs.submit(pair)
+    pairs.step()
+    assert pairs.place(second) == 0
+    while pairs.writing or pairs.waiting:
+        pairs.step()
+    second.prove()
+    made = second.snapshot()
+    made.require_proven()
+    assert [each.step for each in made.further if each.proof] == [20, 40, 60]
+    assert [row.tokens for row in second.rows] == [
+        tiny.write(pairs.loaded, Row(row.prompt, row.adapter, row.sampling))[0] for row in second.rows
+    ]
+    assert made.further[0].written.text != made.further[1].written.text == made.tuned.text
+
+
 def test_a_stop_in_the_middle_keeps_what_there_is_and_lets_the_next_begin(mistral: tuple[Session, Path]) -> None:
     session, adapter = mistral
     pairs = Pairs(tiny.model_of(session))

@@ -224,6 +224,45 @@ def test_adapters_in_use_stay_however_many_they_are(pairs: Pairs, roomy: tuple[P
     assert set(pairs.loaded.peft.peft_config) == set(pairs.loaded.selected.values())
 
 
+def test_further_checkpoints_take_their_slots_and_keep_their_adapters(pairs: Pairs, roomy: tuple[Path, Path], tmp_path: Path) -> None:
+    """Three pairs of five texts fill fifteen of sixteen slots: the pair behind them waits."""
+    names: list[str] = []
+    for seed in range(SELECTED_AT_MOST):
+        names.append(select_adapter(pairs.loaded, tiny.save_adapter(tmp_path / str(seed), roomy[0], seed), set(names)))
+    asked = [tiny.asked("What is thirst?", SamplingConfig(seed=seed, max_new_tokens=4 + seed)) for seed in range(3)]
+    wide = [Pair(pairs.loaded, question, names[0], {20: names[1], 40: names[2], None: names[3]}) for question in asked]
+    for pair in wide:
+        pairs.submit(pair)
+    behind = queued(pairs, names[0])
+    pairs.step()
+    assert [pairs.place(pair) for pair in (*wide, behind)] == [-1, -1, -1, 0]
+    assert pairs.adapters == set(names)
+    finish(pairs)
+    assert {row.shared for row in wide[0].rows} == {15}
+    for pair in (*wide, behind):
+        assert texts(pair) == alone(pairs.loaded, pair)
+
+
+def test_a_cache_with_too_few_slots_is_made_again_when_nobody_writes(
+    loaded: LoadedModel, adapter: Path, llama: Path, tmp_path: Path
+) -> None:
+    free = [2]
+    pairs, name = Pairs(loaded, lambda *_: free[0]), select_adapter(loaded, adapter)
+    other = select_adapter(pairs.loaded, tiny.save_adapter(tmp_path / "other", llama, 2), {name})
+    short = queued(pairs, name, most=3)
+    pairs.step()
+    wide = Pair(pairs.loaded, tiny.asked("What is thirst?"), name, {20: other})
+    with pytest.raises(ConfigError, match=r"not memory enough.*Leave out further checkpoints, or lower"):
+        pairs.submit(wide)
+    free[0] = 4
+    pairs.submit(wide)
+    pairs.step()
+    assert (pairs.place(short), pairs.place(wide)) == (-1, 0)
+    free[0] = 2  # what was promised is kept
+    assert finish(pairs) == [short, wide]
+    assert texts(wide) == alone(pairs.loaded, wide)
+
+
 def alone_with(model: Path, adapter: Path, pair: Pair) -> list[list[int]]:
     """What those rows write on a model freshly loaded, with that adapter alone."""
     fresh = tiny.model_of(tiny.open_session(adapter / "data", model))

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from deepdoctor import nano
 from deepdoctor.comparison import Comparison
-from deepdoctor.config import DatasetConfig, ModelConfig
+from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, ModelConfig
 from deepdoctor.dataset import held_out_examples
+from deepdoctor.engine.decode import Row
 from deepdoctor.engine.fingerprint import base_weights
 from deepdoctor.engine.model import ROOM_TO_WORK, find
 from deepdoctor.engine.protocol import Compare
@@ -61,6 +63,47 @@ def test_each_checkpoint_is_another_tuned_side(trained: tuple[Session, Run]) -> 
     assert early.proof is not None
     assert late.proof is not None
     assert early.proof.adapter_hash != late.proof.adapter_hash
+
+
+def test_several_checkpoints_answer_in_one_pass_as_each_does_alone(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    *_, made = session.compare(Compare(QUESTION, run.id, None, tiny.GREEDY, also=(2, 4)))
+    made.require_proven()
+    alone = {step: ask(session, run, step=step) for step in (None, 2, 4)}
+    assert (made.base.text, made.tuned.text) == (alone[None].base.text, alone[None].tuned.text)
+    assert [(each.step, each.written.text) for each in made.further] == [(step, alone[step].tuned.text) for step in (2, 4)]
+    for each in made.further:
+        mine, own = each.proof, alone[each.step].proof
+        assert mine is not None
+        assert own is not None
+        assert (mine.adapter_hash, mine.prompt_hash, mine.base_hash) == (own.adapter_hash, own.prompt_hash, own.base_hash)
+        assert mine.problems() == []
+    assert made.rows_at_once == 4
+    assert session.comparisons.get(made.id) == made
+
+
+def test_base_and_two_checkpoints_of_the_embedded_model_write_together_what_each_writes_alone(tmp_path: Path) -> None:
+    session, model = tiny.open_session(tmp_path, Path(EMBEDDED_MODEL)), Path(nano.__file__).parent / "model"
+    run = tiny.new_run(session, DatasetConfig())
+    for step in (20, 60):
+        tiny.save_adapter(run.checkpoint_dir(step), model, seed=step, strength=0.02)
+        (run.checkpoint_dir(step) / "trainer_state.json").write_text("{}")
+    greedy = tiny.GREEDY.changed(max_new_tokens=150)
+    pair = session.begin(Compare(QUESTION, run.id, 60, greedy, also=(20,)))
+    while not pair.finished:
+        session.step()
+    pair.prove()
+    pair.snapshot().require_proven()
+    assert len({tuple(row.tokens) for row in pair.rows}) == 3
+    for row in pair.rows:
+        assert tiny.write(pair.loaded, Row(row.prompt, row.adapter, row.sampling)) == [row.tokens]
+
+
+def test_a_checkpoint_that_is_not_there_is_told_and_nothing_is_queued(trained: tuple[Session, Run]) -> None:
+    session, run = trained
+    with pytest.raises(RunError, match="no adapter at step 4242"):
+        session.begin(Compare(QUESTION, run.id, also=(2, 4242)))
+    assert list(session.pairs.waiting) == []
 
 
 def test_right_after_training_the_tuned_side_is_there(session: Session, dataset: DatasetConfig, llama: Path) -> None:

@@ -12,13 +12,14 @@ from typing import TypeVar
 import gradio as gr
 
 from deepdoctor import nano
-from deepdoctor.comparison import Comparison, Comparisons, Proof, Transcript
+from deepdoctor.comparison import Comparison, Comparisons, Transcript
 from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, Settings
 from deepdoctor.engine.client import EngineClient
 from deepdoctor.engine.protocol import Compare, EngineState, Export, ModelInfo
 from deepdoctor.errors import DeepDoctorError, EngineError
 from deepdoctor.files import write_json
 from deepdoctor.overlap import Seen
+from deepdoctor.proof import Proof
 from deepdoctor.runs import Run, Runs, State
 from deepdoctor.studies.judgments import Judgments
 from deepdoctor.studies.mirror import Copy
@@ -292,13 +293,14 @@ def fake_comparison(base: str = BASE_TEXT, tuned: str = TUNED_TEXT, **changes: o
 
 
 def growing(final: Comparison, steps: int = 20) -> list[Comparison]:
-    """Snapshots in which both texts grow, the last but one whole, then the finished comparison itself."""
-    longest = max(len(final.base.text), len(final.tuned.text))
+    """Snapshots in which all texts grow, the last but one whole, then the finished comparison itself."""
+    longest = max(len(side.text) for side in (final.base, final.tuned, *(each.written for each in final.further)))
     found = []
     for step in range(1, steps + 1):
         shown = longest * step // steps
         sides = {name: _cut(getattr(final, name), shown) for name in ("base", "tuned")}
-        found.append(replace(final, proof=None, seen={}, id="", **sides))
+        further = tuple(replace(each, written=_cut(each.written, shown), proof=None) for each in final.further)
+        found.append(replace(final, proof=None, seen={}, id="", further=further, **sides))
     return [*found, final]
 
 
@@ -310,6 +312,9 @@ def _cut(whole: Transcript, shown: int) -> Transcript:
 
 def stopped(snapshot: Comparison) -> Comparison:
     """The snapshot as a stop leaves it: what was written stays, sides that were still writing are marked."""
-    sides = {name: getattr(snapshot, name) for name in ("base", "tuned")}
-    marked = {name: side if side.finish_reason else replace(side, finish_reason="stopped") for name, side in sides.items()}
-    return replace(snapshot, **marked)
+    marked = {name: _stopped(getattr(snapshot, name)) for name in ("base", "tuned")}
+    return replace(snapshot, further=tuple(replace(each, written=_stopped(each.written)) for each in snapshot.further), **marked)
+
+
+def _stopped(side: Transcript) -> Transcript:
+    return side if side.finish_reason else replace(side, finish_reason="stopped")

@@ -33,7 +33,8 @@ OPEN = {
     *("TrainEvents.use_preset", "TrainEvents.config_text", "TrainEvents.load_config", "TrainEvents.review", "TrainEvents.model_known"),
     *("TrainEvents.tick", "TrainEvents.draw", "TrainEvents.step_through"),
     *("compare_tab.build.<locals>.<lambda>", "compare_events.toggle_reference"),
-    *("Handlers.answers", "Handlers.ready", "Handlers.stop", "Handlers.steps_of", "Handlers.refresh", "Handlers.refresh_if_new"),
+    *("Handlers.answers", "Handlers.ready", "Handlers.stop", "Handlers.refresh", "Handlers.refresh_if_new"),
+    *("Handlers.steps_of", "Handlers.also_of"),
     *("Handlers.reopen", "Handlers.open_linked"),
     *("RunsEvents.refresh", "RunsEvents.pick", "RunsEvents.keep"),
     *("studies_tab._file_part", "studies_events.put_away"),
@@ -197,7 +198,7 @@ def test_everyone_previews_and_asks_but_reads_only_open_rows(space: Space) -> No
     assert REFUSED not in space.visitor(cookie_of("alice")).ask(load, hub)
     assert "cannot be named" in stranger.ask(load, ["file", None, "/etc/hostname", "", "", "", "", 500])
     run = fake_run(space.data_dir, "comparable")
-    stranger.ask(space.event("Handlers.refresh"), [None, None, None])
+    stranger.ask(space.event("Handlers.refresh"), [None, None, [], None])
     event = space.event("Handlers.answers")
     answer = stranger.ask(event, ["Why?", run.id, "final", *space.shown(event)[3:]])
     assert "What changed" in answer
@@ -211,7 +212,7 @@ def test_the_pairs_of_a_judged_question_are_named_to_nobody_who_could_be_its_rat
     for step in (0, 20):
         run.append_probe({"step": step, "question": asked, "reasoning": "", "response": f"Probed at {step}.", "closed": True})
     visitor = space.visitor(cookie_of(name) if name else "")
-    visitor.ask(space.event("Handlers.refresh"), [None, None, None])
+    visitor.ask(space.event("Handlers.refresh"), [None, None, [], None])
     event = space.event("Handlers.answers")
     try:
         allowed = name == "alice"

@@ -9,6 +9,7 @@ import gradio as gr
 import pytest
 
 from deepdoctor.checkpoints import rotate
+from deepdoctor.comparison import Further
 from deepdoctor.config import DatasetConfig, ModelConfig, SamplingConfig, preset
 from deepdoctor.engine.protocol import EngineState
 from deepdoctor.errors import EngineError, ModelError, ProofError
@@ -16,10 +17,25 @@ from deepdoctor.ui.choices import FINAL
 from deepdoctor.ui.compare_events import HIDE_REFERENCE, SHOW_REFERENCE, Handlers, limited, toggle_reference
 from deepdoctor.ui.findings import findings
 from deepdoctor.ui.form import build_form
+from deepdoctor.ui.transcript import SIDES
 from tests.studies.prepared import prepared
-from tests.ui.fakes import NANO, PROOF, QUESTION, READY, fake_comparison, fake_context, fake_run, growing, in_event_loop, stopped
+from tests.ui.fakes import (
+    BASE_TEXT,
+    NANO,
+    PROOF,
+    QUESTION,
+    READY,
+    TUNED_TEXT,
+    fake_comparison,
+    fake_context,
+    fake_run,
+    growing,
+    in_event_loop,
+    stopped,
+    transcript,
+)
 
-BUSY = 6  # its place in what `refresh` gives
+BUSY = 7  # its place in what `refresh` gives
 SAMPLING = (0.6, 0.95, 0, 0.0, 1.0, 1200, 3407)
 # Places in what `answers` yields.
 NUMBER, COMPARE, STOP, PAIR, AFTER, FINDINGS, LINK, DOWNLOAD, REFERENCE_BUTTON, REFERENCE, COMPARISON = range(11)
@@ -40,8 +56,9 @@ def handlers(context):
     return Handlers(context, in_event_loop(form), {QUESTION: "The reference."})
 
 
-def ask(handlers, run, step=FINAL, question=QUESTION, style="article", sampling=SAMPLING):
-    return handlers.answers(None, question, run.id, step, style, *sampling)
+def ask(handlers, run, question=QUESTION, sampling=SAMPLING, **chosen):
+    step, also, style = ({"step": FINAL, "also": [], "style": "article"} | chosen).values()
+    return handlers.answers(None, question, run.id, step, also, style, *sampling)
 
 
 def test_asking_shows_both_sides_as_they_grow_and_ends_with_everything(handlers, context):
@@ -82,6 +99,37 @@ def test_the_request_carries_all_that_was_chosen(handlers, context):
     assert (second.step, second.reference) == (None, "")
 
 
+def test_further_checkpoints_are_asked_with_the_pair_and_shown_below_it(handlers, context):
+    run = fake_run(context.settings.data_dir, steps=(20, 40))
+    further = (Further(40, transcript(BASE_TEXT), PROOF), Further(None, transcript(TUNED_TEXT), PROOF))
+    final = context.comparisons.save(fake_comparison(run=run.id, step=20, further=further))
+    context.engine.feed(["Waiting: another question", *growing(final, 3)[:-1], final])
+    steps = list(ask(handlers, run, step=20, also=[40, FINAL]))
+    (asked,) = context.engine.asked
+    assert (asked.step, asked.also) == (20, (40, None))
+    for step in steps:
+        shown = [step[PAIR][side]["title"] for side in SIDES]
+        assert shown == ["Base", "Tuned", "Checkpoint 40", "Final adapter", ""]
+    assert steps[0][PAIR]["further2"]["status"] == "Waiting for the engine"
+    assert steps[-1][PAIR]["further2"]["answer"] == steps[-1][PAIR]["tuned"]["answer"] != ""
+    assert handlers.reopen(SimpleNamespace(comparison=final.id))[-1] == final
+    assert "checkpoint 20 and 2 more" in handlers.saved()
+
+
+def test_what_can_be_shown_beside_the_chosen_checkpoint_are_the_others_of_its_run(handlers, context):
+    run = fake_run(context.settings.data_dir, steps=(20, 40))
+    final, last, first = ("Final adapter", FINAL), ("Step 40", 40), ("Step 20", 20)
+    also = handlers.steps_of(run.id)[1]
+    assert (also["choices"], also["value"], also["visible"]) == ([last, first], [], True)
+    also = handlers.also_of(run.id, 40, [20, 40])
+    assert (also["choices"], also["value"]) == ([final, first], [20])
+    assert handlers.refresh(run.id, 40, [20], None)[5]["value"] == [20]
+    other = fake_run(context.settings.data_dir, "other", steps=(20,))
+    assert handlers.refresh("gone", 40, [20], None)[5]["value"] == []
+    assert handlers.refresh(other.id, FINAL, [20, 40], None)[5]["value"] == [20]
+    assert not handlers.also_of(None, None, None)["visible"]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -89,6 +137,9 @@ def test_the_request_carries_all_that_was_chosen(handlers, context):
         ({"question": "What is </think>?"}, "obeys instead of reading"),
         ({"sampling": (3, 0.95, 0, 0.0, 1.0, 1200, 1)}, "Temperature"),
         ({"step": 33}, "no adapter at step 33"),
+        ({"also": [20, 33]}, "no adapter at step 33"),
+        ({"step": 20, "also": [20]}, "must be another one than the tuned side"),
+        ({"step": 20, "also": [FINAL, 40, FINAL, 40]}, "At most 3"),
     ],
 )
 def test_what_cannot_be_asked_is_told_and_never_reaches_the_engine(handlers, context, changes, words):
@@ -100,7 +151,7 @@ def test_what_cannot_be_asked_is_told_and_never_reaches_the_engine(handlers, con
 
 def test_without_a_run_the_question_is_refused(handlers, context):
     with pytest.raises(gr.Error, match="Choose the run"):
-        list(handlers.answers(None, QUESTION, None, None, "article", *SAMPLING))
+        list(handlers.answers(None, QUESTION, None, None, [], "article", *SAMPLING))
     assert context.engine.asked == []
 
 
@@ -180,11 +231,11 @@ def test_at_most_ten_snapshots_a_second_reach_the_page_and_never_fewer_than_the_
 
 
 def test_without_a_run_the_form_gives_way_to_the_empty_state_until_one_is_trained(handlers, context):
-    fingerprint, empty, form, runs, steps, *_ = handlers.refresh(None, None, None)
+    fingerprint, empty, form, runs, steps, *_ = handlers.refresh(None, None, [], None)
     assert (empty["visible"], form["visible"], runs["choices"], steps["value"]) == (True, False, [], None)
-    assert handlers.refresh_if_new(None, None, None, fingerprint) == gr.skip()
+    assert handlers.refresh_if_new(None, None, [], None, fingerprint) == gr.skip()
     run = fake_run(context.settings.data_dir, name="first")
-    _fingerprint, empty, form, runs, steps, *_ = handlers.refresh_if_new(None, None, None, fingerprint)
+    _fingerprint, empty, form, runs, steps, *_ = handlers.refresh_if_new(None, None, [], None, fingerprint)
     assert (empty["visible"], form["visible"]) == (False, True)
     assert runs["choices"] == [("first · finished at step 60", run.id)]
     assert runs["value"] == run.id
@@ -215,15 +266,17 @@ def test_refreshing_keeps_what_is_chosen_and_puts_runs_of_another_base_last(hand
         for name in ("trainer_state.json", "adapter_model.safetensors"):
             (folder / name).write_text("{}")
     later = fake_run(context.settings.data_dir, name="later")
-    choices = handlers.refresh(mine.id, 20, None)
+    choices = handlers.refresh(mine.id, 20, [], None)
     *own, (_label, last) = choices[3]["choices"]
     assert ({value for _label, value in own}, last) == ({mine.id, later.id}, other.id)
     assert choices[3]["choices"][-1][0].endswith("needs other")
     assert (choices[3]["value"], choices[4]["value"]) == (mine.id, 20)
-    assert choices[5] == gr.skip()
-    steps, style, needs, load, told = handlers.steps_of(mine.id)
+    assert not choices[5]["visible"], "it has one checkpoint"
+    assert choices[6] == gr.skip()
+    steps, also, style, needs, load, told = handlers.steps_of(mine.id)
     assert style == "article"
     assert steps["choices"] == [("Step 20", 20)]
+    assert (also["choices"], also["value"], also["visible"]) == ([], [], False)
     assert not needs["visible"]
     assert not load["visible"]
     assert told == ""
@@ -234,9 +287,9 @@ def test_a_run_that_is_chosen_brings_the_prompt_style_that_it_was_tuned_with(han
     run.checkpoint_dir(20).mkdir(parents=True)
     for name in ("trainer_state.json", "adapter_model.safetensors"):
         (run.checkpoint_dir(20) / name).write_text("{}")
-    assert handlers.refresh(None, None, None)[5] == "native"
-    assert handlers.steps_of(run.id)[1] == "native"
-    assert handlers.steps_of(None)[1] == gr.skip()
+    assert handlers.refresh(None, None, [], None)[6] == "native"
+    assert handlers.steps_of(run.id)[2] == "native"
+    assert handlers.steps_of(None)[2] == gr.skip()
 
 
 def run_of(context, model, name="other base"):
@@ -250,7 +303,7 @@ def run_of(context, model, name="other base"):
 
 def test_a_run_of_another_base_says_which_it_needs_and_loads_it(handlers, context):
     other = run_of(context, "org/<b>other</b>")
-    _fingerprint, empty, form, run, _step, _style, _busy, needs, load = handlers.refresh(None, None, None)
+    _fingerprint, empty, form, run, _step, _also, _style, _busy, needs, load = handlers.refresh(None, None, [], None)
     assert (empty["visible"], form["visible"], run["value"]) == (False, True, other.id)
     assert needs["visible"]
     assert "was made with org/&lt;b&gt;other&lt;/b&gt;, but nano is in use" in needs["value"]
@@ -262,7 +315,7 @@ def test_a_run_of_another_base_says_which_it_needs_and_loads_it(handlers, contex
     assert "Loaded org/&lt;b&gt;other" in last
     assert context.engine.loaded == [other.model]
     assert handlers.fingerprint(None) != before
-    assert not handlers.refresh(other.id, FINAL, None)[-1]["visible"]
+    assert not handlers.refresh(other.id, FINAL, [], None)[-1]["visible"]
 
 
 def test_a_needed_model_that_cannot_be_loaded_is_told_in_place(handlers, context):
@@ -287,12 +340,12 @@ def test_what_the_engine_does_is_said_before_one_asks(handlers, context):
 
 def test_a_model_that_is_not_decoded_in_pairs_is_told_to_whoever_asks(handlers, context):
     fingerprint = handlers.fingerprint(None)
-    assert handlers.refresh(None, None, None)[BUSY] == gr.update(value="", visible=False)
+    assert handlers.refresh(None, None, [], None)[BUSY] == gr.update(value="", visible=False)
     model = replace(NANO, name="owner/<b>Mistral</b>", decoding="it attends through a sliding window")
     context.engine.state = replace(READY, model=model)
     assert handlers.fingerprint(None) != fingerprint, "it is shown as soon as the model is there"
     for number in (None, 7):
-        told = handlers.refresh(None, None, number)[BUSY]
+        told = handlers.refresh(None, None, [], number)[BUSY]
         assert told["visible"]
         assert "owner/&lt;b&gt;Mistral&lt;/b&gt; is not decoded in pairs: base and tuned are written one after the other." in told["value"]
         assert "Why: it attends through a sliding window." in told["value"]
@@ -321,6 +374,19 @@ def test_an_altered_file_whose_proof_fails_is_not_opened(handlers, context):
     file.write_text(json.dumps(values))
     with pytest.raises(gr.Error, match="base weights have changed"):
         handlers.reopen(SimpleNamespace(comparison=saved.id))
+
+
+def test_a_further_text_whose_proof_fails_takes_the_whole_comparison_away(handlers, context):
+    run = fake_run(context.settings.data_dir)
+    wrong = fake_comparison(run=run.id, further=(Further(20, transcript(BASE_TEXT), replace(PROOF, effect=0.0)),))
+    context.engine.feed([growing(wrong, 3)[0], wrong])
+    steps = []
+    with pytest.raises(gr.Error, match="for checkpoint 20, the adapter changes nothing"):
+        steps.extend(ask(handlers, run, also=[20]))
+    for side in SIDES[:3]:
+        assert "not shown" in steps[-1][PAIR][side]["note"]
+        assert steps[-1][PAIR][side]["reasoning"] == steps[-1][PAIR][side]["answer"] == ""
+    assert steps[-1][PAIR]["further1"]["title"] == "Checkpoint 20"
 
 
 def test_the_reference_is_shown_only_on_request():

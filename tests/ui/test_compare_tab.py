@@ -21,4 +21,4 @@ def test_the_tab_builds_with_the_bundled_cases_to_choose_from(tmp_path):
     assert len(cases.choices) >= 100
     labels = {block.label for block in page.blocks.values() if hasattr(block, "label")}
     assert {field.title for field in SamplingConfig.model_fields.values()} <= labels
-    assert {"Question", "Run on the tuned side", "Checkpoint", "Prompt style, for both sides"} <= labels
+    assert {"Question", "Run on the tuned side", "Checkpoint", compare_tab.ALSO, "Prompt style, for both sides"} <= labels

@@ -5,10 +5,10 @@ from typing import get_args
 
 import pytest
 
-from deepdoctor.comparison import Comparisons
+from deepdoctor.comparison import Comparisons, Further
 from deepdoctor.overlap import Grade, Overlap, Seen, graded
 from deepdoctor.ui.findings import changes_table, findings, proof_card, seen_card
-from tests.ui.fakes import PROOF, fake_comparison
+from tests.ui.fakes import BASE_TEXT, PROOF, fake_comparison, transcript
 
 
 def test_changes_are_told_with_sign_and_share():
@@ -32,6 +32,51 @@ def test_changes_between_unfinished_texts_say_so(base, tuned, says):
     cut = replace(made, base=replace(made.base, finish_reason=base), tuned=replace(made.tuned, finish_reason=tuned))
     assert says in changes_table(cut)
     assert "unfinished" not in changes_table(made)
+
+
+FURTHER = (
+    Further(20, transcript(BASE_TEXT), replace(PROOF, tuned_difference=5.6e-6, effect=1.25, adapter_hash="20" * 32)),
+    Further(None, transcript("a</think>b"), PROOF),
+)
+
+
+def test_further_checkpoints_have_their_own_columns_and_lines_of_the_proof():
+    made = fake_comparison(further=FURTHER)
+    table = changes_table(made)
+    heads = [table.index(f'class="num">{head}<') for head in ("Base", "Tuned", "Change", "Step 20", "Final")]
+    assert heads == sorted(heads)
+    assert '<td class="num">3</td>' in table.partition("Bullets")[2].partition("</tr>")[0].partition("−3")[2]
+    card = findings(made)
+    for part in (
+        "<dt>Checkpoint 20</dt>",
+        "5.6e-06",
+        "To the base it is 1.2.",
+        f'title="{"20" * 32}"',
+        "<dt>Final adapter</dt>",
+        "all sides read",
+    ):
+        assert part in card
+    assert "give the same four texts again" in card
+    assert "Does not hold" not in card
+
+
+def test_the_proof_of_every_checkpoint_must_hold():
+    wrong = proof_card(PROOF, 7, 3, (replace(FURTHER[0], proof=replace(PROOF, effect=0.0)),))
+    assert "Does not hold" in wrong
+    assert "Checkpoint 20: the adapter changes nothing" in wrong
+    missing = proof_card(PROOF, 7, 3, (replace(FURTHER[1], proof=None),))
+    assert "Does not hold" in missing
+    assert "The final adapter: this text carries no proof." in missing
+
+
+def test_unfinished_texts_are_named_further_ones_too():
+    made = fake_comparison(further=FURTHER[:1])
+    cut = (replace(FURTHER[0], written=replace(FURTHER[0].written, finish_reason="stopped")),)
+    assert "The checkpoint 20 text is unfinished" in changes_table(replace(made, further=cut))
+    tuned = replace(made.tuned, finish_reason="length")
+    assert "The tuned and checkpoint 20 texts are unfinished" in changes_table(replace(made, tuned=tuned, further=cut))
+    base = replace(made.base, finish_reason="stopped")
+    assert "All texts are unfinished" in changes_table(replace(made, base=base, tuned=tuned, further=cut))
 
 
 @pytest.mark.parametrize("grade", get_args(Grade))

@@ -53,9 +53,10 @@ def test_it_is_fetched_and_chosen_beside_the_runs(loopback_hub: LoopbackHub, han
     assert [value for _label, value in choice["choices"]] == [run.id, found]
     assert choice["choices"][1][0] == "owner/lora (Hub)"
     assert handlers.fingerprint(None) != before, "other viewers see it too"
-    _, empty, form, runs, steps, style, _, needs, load = handlers.refresh(found, None, None)
+    _, empty, form, runs, steps, also, style, _, needs, load = handlers.refresh(found, None, [], None)
     assert (empty["visible"], form["visible"], runs["value"]) == (False, True, found)
     assert steps["value"] == FINAL
+    assert not also["visible"], "an adapter of the Hub has no checkpoints"
     assert style == gr.skip()
     assert "says that it was made for owner/base, not for nano" in needs["value"]
     assert not load["visible"]
@@ -67,7 +68,7 @@ def test_a_question_asks_it_and_the_comparison_is_called_after_it(loopback_hub: 
     final = context.comparisons.save(fake_comparison(run=found, seen={"grade": "unknown"}))
     assert isinstance(context.engine, FakeEngine)
     context.engine.feed([final])
-    *_, last = handlers.answers(None, QUESTION, found, FINAL, "article", *SAMPLING)
+    *_, last = handlers.answers(None, QUESTION, found, FINAL, [], "article", *SAMPLING)
     assert context.engine.asked == [Compare(QUESTION, found, None, SamplingConfig(), "article")]
     assert last[3]["tuned"]["source"] == "owner/lora (Hub), final adapter"
     assert "Not known" in last[5]

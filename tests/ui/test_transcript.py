@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from deepdoctor.comparison import Transcript
+from deepdoctor.comparison import Further, Transcript
 from deepdoctor.config import SamplingConfig
 from deepdoctor.ui import transcript
-from tests.ui.fakes import BASE_TEXT, TUNED_TEXT, fake_comparison
+from tests.ui.fakes import BASE_TEXT, PROOF, TUNED_TEXT, fake_comparison
 from tests.ui.fakes import transcript as written
 
 
@@ -73,6 +73,23 @@ def test_panels_say_how_they_were_made_and_from_what():
     assert "greedy" in transcript.panels(fake_comparison(sampling=SamplingConfig(temperature=0)), "k", "r")["made"]
 
 
+def test_further_checkpoints_are_titled_by_their_step():
+    further = (Further(20, written(BASE_TEXT), PROOF), Further(None, written(TUNED_TEXT), PROOF))
+    value = transcript.panels(fake_comparison(step=40, further=further), "k", "my run")
+    assert [value[side]["title"] for side in transcript.SIDES] == ["Base", "Tuned", "Checkpoint 20", "Final adapter", ""]
+    assert [value[side]["whose"] for side in transcript.SIDES[1:]] == [
+        " of the tuned side",
+        " of checkpoint 20",
+        " of the final adapter",
+        "",
+    ]
+    assert value["further1"]["reasoning"] == written(BASE_TEXT).reasoning
+    assert value["further1"]["source"] == "my run"
+    failed = transcript.failed(value, "No proof.", keep=False)
+    assert (failed["further1"]["title"], failed["further1"]["reasoning"], failed["further1"]["note"]) == ("Checkpoint 20", "", "No proof.")
+    assert transcript.waiting("k", "q", "Waiting", (20,))["further1"]["status"] == "Waiting"
+
+
 def test_a_failure_keeps_the_texts_only_where_that_is_allowed():
     value = transcript.panels(fake_comparison(base=BASE_TEXT, tuned=TUNED_TEXT), "k", "my run")
     kept = transcript.failed(value, "It died.", keep=True)
@@ -88,8 +105,9 @@ def test_every_value_has_the_same_fields_so_that_the_script_finds_them():
     values = [
         transcript.empty(),
         transcript.waiting("k", "q", "Waiting"),
+        transcript.waiting("k", "q", "Waiting", (20, None)),
         transcript.panels(fake_comparison(), "k", "r"),
         transcript.failed(transcript.empty(), "why", keep=False),
     ]
     assert {frozenset(value) for value in values} == {frozenset(values[0])}
-    assert {frozenset(value[side]) for value in values for side in ("base", "tuned")} == {frozenset(values[0]["base"])}
+    assert {frozenset(value[side]) for value in values for side in transcript.SIDES} == {frozenset(values[0]["base"])}
