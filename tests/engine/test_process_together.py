@@ -69,6 +69,7 @@ def test_a_question_that_finds_no_room_is_told_its_place(client: EngineClient, r
     client.stop(listeners[9].number)
     assert isinstance(listeners[9].join().error, Stopped)
     assert not listeners[9].snapshots
+    assert until(lambda: len(listeners[10].words) == 2)
     client.stop(listeners[0].number)
     ended = [each.join() for each in listeners]
     full = "Waiting: as many comparisons as fit are being written; "
