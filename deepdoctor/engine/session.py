@@ -185,7 +185,8 @@ class Session:
         if wanted == loaded.info.precision:
             return loaded
         sixteen = str(half()).removeprefix("torch.")
-        return self.load(loaded.config.changed(precision="4bit" if wanted == "4bit" else sixteen))
+        # the original's weights may have to be downloaded, where those in 4 bits came from a mirror
+        return self.load(loaded.config.changed(precision="4bit" if wanted == "4bit" else sixteen), logged(run))
 
     def compare(self, request: Compare, should_stop: Ask = never) -> Iterator[Comparison]:
         """Snapshots of one comparison; the last one is proven, graded seen or unseen, and saved."""
@@ -253,6 +254,19 @@ class Session:
         if request.merged or request.gguf:
             require_room(loaded, available_bytes())
         return export(loaded, run, request, target, say)
+
+
+def logged(run: Run) -> Report:
+    """A Report that writes each thing that is done into the run's log once, without its numbers."""
+    said = ""
+
+    def report(words: str, _fraction: float | None) -> None:
+        nonlocal said
+        before, said = said, words.partition(":")[0]
+        if said != before:
+            run.log(f"{said}.")
+
+    return report
 
 
 def weight_bytes(loaded: LoadedModel) -> int:

@@ -79,6 +79,7 @@ def test_what_it_was_made_with_stands_beside_it(trained: Trained, exported: Path
     config = json.loads((exported / "config.json").read_text())
     assert (config["run"], config["step"], config["model"]["name"]) == (run.id, None, str(llama))
     assert config["finetune"] == json.loads(run.finetune.to_json())
+    assert config["unpacked"] is False
     assert config["base_hash"] == tiny.model_of(session).info.base_hash
 
 
