@@ -16,8 +16,9 @@ from typing import Any, NoReturn, get_args
 from deepdoctor import commands
 from deepdoctor.commands import Outcome
 from deepdoctor.config import PRESETS, Config, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, Settings, StudyConfig
-from deepdoctor.engine.protocol import GGUF_KINDS, Export
+from deepdoctor.engine.protocol import GGUF_KINDS, Compare, Export
 from deepdoctor.errors import ConfigError, DeepDoctorError
+from deepdoctor.prompts import ARTICLE
 from deepdoctor.runs import Runs
 from deepdoctor.studies import commands as study_commands
 from deepdoctor.studies.draft import SOURCES, Choice, draft, questions_of
@@ -181,7 +182,10 @@ def _compare_flags(target: Parser) -> None:
     asked.add_argument("--held-out", type=int, metavar="N", help="the bundled held-out case N (from 1)")
     target.add_argument("--step", type=int, help="a checkpoint of the run (default: its final adapter)")
     target.add_argument("--prompt-style", metavar="{article,native}", help=PROMPT_STYLE_HELP)
+    told = "in place of a run: an adapter of the Hub, fetched if it is not here yet, or of a folder; --model names its base"
+    target.add_argument("--adapter", default="", metavar="OWNER/NAME|FOLDER", help=told)
     add_settings(target, SamplingConfig, "sampling")
+    add_settings(target, ModelConfig, "model", MODEL_FLAGS)
 
 
 def _study_create_flags(target: Parser) -> None:
@@ -243,7 +247,15 @@ def _runs(options: argparse.Namespace, settings: Settings) -> Outcome:
 def _compare(options: argparse.Namespace, settings: Settings) -> Outcome:
     question = options.question if options.held_out is None else commands.held_out_question(options.held_out)
     sampling = SamplingConfig.of(settings_given(options, SamplingConfig, "sampling"))
-    return commands.compare(settings.data_dir, _run_of(options), question, options.step, sampling, options.prompt_style)
+    given = settings_given(options, ModelConfig, "model")
+    if not options.adapter:
+        if given:
+            raise ConfigError("A run brings its own base model; the model settings are for --adapter.", field="model")
+        return commands.compare(settings.data_dir, _run_of(options), question, options.step, sampling, options.prompt_style)
+    if getattr(options, "run", ""):
+        raise ConfigError("Give a run or --adapter, not both: one of them is the tuned side.", field="adapter")
+    request = Compare(question, "", options.step, sampling, options.prompt_style or ARTICLE.name)
+    return commands.compare_adapter(settings.data_dir, options.adapter, _model_of(options, settings), request)
 
 
 def _export(options: argparse.Namespace, settings: Settings) -> Outcome:

@@ -24,7 +24,7 @@ from deepdoctor.engine.pairs import Pairs
 from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, told
-from deepdoctor.hub_adapters import PREFIX, HubAdapter, HubAdapters
+from deepdoctor.hub_adapters import FOLDER, PREFIX, HubAdapter, HubAdapters
 from deepdoctor.overlap import graded
 from deepdoctor.plan import precision_for
 from deepdoctor.runs import Run, Runs
@@ -150,9 +150,12 @@ class Session:
             self._pairs = Pairs(self.loaded)
         return self._pairs
 
-    def begin(self, request: Compare) -> Pair:
-        """Queue a comparison; `step` writes it. Raises DeepDoctorError, and queues nothing, if it cannot be made."""
-        run = self._side(request.run)
+    def begin(self, request: Compare, side: HubAdapter | None = None) -> Pair:
+        """Queue a comparison; `step` writes it. Raises DeepDoctorError, and queues nothing, if it cannot be made.
+
+        side: an adapter that is not looked up by the name in the request, such as one in a folder.
+        """
+        run = side or self._side(request.run)
         loaded = self._for(run)
         asked = Question(
             question=request.question.strip(),
@@ -175,7 +178,9 @@ class Session:
         if pair.proof is None:
             raise Stopped("Stopped before anything was written.")
         latest = pair.snapshot()
-        seen = graded(self._side(latest.run).training_questions(), latest.question)
+        # of an adapter from elsewhere no questions are known, and meanwhile it may have been removed
+        known = [] if latest.run.startswith((PREFIX, FOLDER)) else self.runs.get(latest.run).training_questions()
+        seen = graded(known, latest.question)
         return self.comparisons.save(replace(latest, seen=seen))
 
     def _in_precision(self, run: Run) -> LoadedModel:
@@ -188,9 +193,9 @@ class Session:
         # the original's weights may have to be downloaded, where those in 4 bits came from a mirror
         return self.load(loaded.config.changed(precision="4bit" if wanted == "4bit" else sixteen), logged(run))
 
-    def compare(self, request: Compare, should_stop: Ask = never) -> Iterator[Comparison]:
+    def compare(self, request: Compare, should_stop: Ask = never, side: HubAdapter | None = None) -> Iterator[Comparison]:
         """Snapshots of one comparison; the last one is proven, graded seen or unseen, and saved."""
-        pair = self.begin(request)
+        pair = self.begin(request, side)
         try:
             while not pair.finished:
                 self.step()
