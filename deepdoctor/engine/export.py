@@ -107,6 +107,8 @@ def in_plain_numbers(model: Any, dtype: torch.dtype) -> Any:
         raise RunError(f"{CANNOT_UNPACK} ({first_line(error)})") from error
     if is_quantized(plain.config):
         raise RunError(CANNOT_UNPACK)
+    # how the packed files were read; saving would turn it round, and transformers cannot do that for bitsandbytes
+    vars(plain).pop("_weight_conversions", None)
     return plain
 
 
