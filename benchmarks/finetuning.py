@@ -30,8 +30,8 @@ from benchmarks.profiling import Profiled, Sampled
 from benchmarks.random_model import save_rows
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig, preset
 from deepdoctor.dataset import load_rows, map_columns, to_examples
-from deepdoctor.engine.model import EMBEDDED_FOLDER
 from deepdoctor.engine.session import Session
+from deepdoctor.engine.source import EMBEDDED_FOLDER
 from deepdoctor.files import write_json, write_text
 from deepdoctor.prompts import render_completion, render_question, style_named
 

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from deepdoctor.config import DatasetConfig
 from deepdoctor.dataset import load_rows
-from deepdoctor.engine.model import EMBEDDED_FOLDER
+from deepdoctor.engine.source import EMBEDDED_FOLDER
 
 ROPE = {
     **{"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},

@@ -26,6 +26,7 @@ FIGURE = "loss.png"
 # mirrors of other people's models, and whose they are, told by how the name begins
 MIRROR = "unsloth/"
 OWNERS = (("DeepSeek-", "deepseek-ai"), ("Qwen", "Qwen"), ("Llama-", "meta-llama"), ("Meta-Llama-", "meta-llama"))
+UNPACKED = "- **Merged into unpacked 4-bit weights**, not into the original's own 16-bit ones: what was lost in 4 bits is lost here too."
 LLAMA_LICENSES = {"2": "llama2", "3": "llama3", "3.1": "llama3.1", "3.2": "llama3.2", "3.3": "llama3.3"}
 
 
@@ -35,7 +36,7 @@ class CardFacts:
 
     repo: where it is published; model: the base as the run names it; base_id: its own id on the Hub, None if it is not there;
     step: of the checkpoint, None for the final adapter; steps: optimizer steps it was trained for; rows: trained on; precision: in which
-    the base was held meanwhile; curve: as `Run.curve` returns it.
+    the base was held meanwhile; curve: as `Run.curve` returns it; unpacked: whether the merged model's weights come from 4-bit ones.
     """
 
     repo: str
@@ -50,6 +51,7 @@ class CardFacts:
     recipe: FinetuneConfig
     curve: tuple[dict[str, Any], ...]
     examples: tuple[Comparison, ...]
+    unpacked: bool = False
 
 
 def facts_of(run: Run, comparisons: Iterable[Comparison], repo: str, step: int | None = None) -> CardFacts:
@@ -170,6 +172,7 @@ def _what_it_is(facts: CardFacts, merged: bool) -> str:
         f"- **What:** {f'the base model with {adapter} merged into its weights' if merged else adapter}; {at} of run {plain(facts.run)}, "
         f"trained for {facts.steps} steps with DeepDoctor.",
         f"- **Base model:** {_base(facts)}.",
+        *([UNPACKED] if merged and facts.unpacked else []),
         f"- **Training rows:** {facts.rows:,} rows of {_dataset(facts.dataset)}.",
     ]
     return "\n".join(["## What it is", "", *lines])

@@ -10,16 +10,24 @@ GPUS = Path("/proc/driver/nvidia/gpus")
 
 @dataclass(frozen=True)
 class Known:
-    """A model of the Hub: its id, what people call it, parameters in billions, and a mirror in 4 bits, which is a smaller download."""
+    """A model of the Hub: its id, what people call it, parameters in billions, and a mirror packed in 4 bits, which is downloaded in its
+    place where it is held in 4 bits anyway, with that mirror's size in GB."""
 
     name: str
     label: str
     billions: float
     four_bit: str = ""
+    four_bit_gb: float = 0.0
 
 
 KNOWN = (
-    Known("unsloth/DeepSeek-R1-Distill-Llama-8B", "DeepSeek R1 Distill, Llama 8B", 8.0, "unsloth/DeepSeek-R1-Distill-Llama-8B-bnb-4bit"),
+    Known(
+        "unsloth/DeepSeek-R1-Distill-Llama-8B",
+        "DeepSeek R1 Distill, Llama 8B",
+        8.0,
+        four_bit="unsloth/DeepSeek-R1-Distill-Llama-8B-bnb-4bit",
+        four_bit_gb=5.7,  # linear layers in NF4, embedding and head in 16 bits
+    ),
     Known("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "DeepSeek R1 Distill, Qwen 1.5B", 1.8),
     Known("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "DeepSeek R1 Distill, Qwen 7B", 7.6),
     Known("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "DeepSeek R1 Distill, Qwen 14B", 14.8),

@@ -18,6 +18,7 @@ from deepdoctor.commands import Outcome
 from deepdoctor.config import PRESETS, Config, DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, Settings, StudyConfig
 from deepdoctor.engine.protocol import GGUF_KINDS, Compare, Export
 from deepdoctor.errors import ConfigError, DeepDoctorError
+from deepdoctor.prompts import ARTICLE
 from deepdoctor.runs import Runs
 from deepdoctor.studies import commands as study_commands
 from deepdoctor.studies.draft import SOURCES, Choice, draft, questions_of
@@ -183,7 +184,10 @@ def _compare_flags(target: Parser) -> None:
     told = "another checkpoint of the run, or final, that answers in the same pass; can be repeated"
     target.add_argument("--also", action="append", default=[], type=checkpoint, metavar="STEP", help=told)
     target.add_argument("--prompt-style", metavar="{article,native}", help=PROMPT_STYLE_HELP)
+    told = "in place of a run: an adapter of the Hub, fetched if it is not here yet, or of a folder; --model names its base"
+    target.add_argument("--adapter", default="", metavar="OWNER/NAME|FOLDER", help=told)
     add_settings(target, SamplingConfig, "sampling")
+    add_settings(target, ModelConfig, "model", MODEL_FLAGS)
 
 
 def checkpoint(given: str) -> int | None:
@@ -250,10 +254,20 @@ def _runs(options: argparse.Namespace, settings: Settings) -> Outcome:
 def _compare(options: argparse.Namespace, settings: Settings) -> Outcome:
     question = options.question if options.held_out is None else commands.held_out_question(options.held_out)
     sampling = SamplingConfig.of(settings_given(options, SamplingConfig, "sampling"))
-    run = Runs(settings.data_dir).get(_run_of(options))
-    style = options.prompt_style or run.finetune.prompt_style
-    asked = Compare(question, run.id, options.step, sampling, style, also=tuple(options.also))
-    return commands.compare(settings.data_dir, asked)
+    given = settings_given(options, ModelConfig, "model")
+    if not options.adapter:
+        if given:
+            raise ConfigError("A run brings its own base model; the model settings are for --adapter.", field="model")
+        run = Runs(settings.data_dir).get(_run_of(options))
+        style = options.prompt_style or run.finetune.prompt_style
+        asked = Compare(question, run.id, options.step, sampling, style, also=tuple(options.also))
+        return commands.compare(settings.data_dir, asked)
+    if getattr(options, "run", ""):
+        raise ConfigError("Give a run or --adapter, not both: one of them is the tuned side.", field="adapter")
+    if options.also:
+        raise ConfigError("An adapter has no further checkpoints; --also is for runs.", field="also")
+    request = Compare(question, "", options.step, sampling, options.prompt_style or ARTICLE.name)
+    return commands.compare_adapter(settings.data_dir, options.adapter, _model_of(options, settings), request)
 
 
 def _export(options: argparse.Namespace, settings: Settings) -> Outcome:

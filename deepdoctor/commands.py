@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from deepdoctor.runs import RESUMABLE, Run, Runs
 if TYPE_CHECKING:
     from deepdoctor.engine.session import Session
 
-__all__ = ["READING", "Outcome", "compare", "dataset", "export", "finetune", "info", "push", "resume"]
+__all__ = ["READING", "Outcome", "compare", "compare_adapter", "dataset", "export", "finetune", "info", "push", "resume"]
 
 PACKAGES = ("deepdoctor", "torch", "transformers", "trl", "peft", "datasets", "gradio")
 LOG_EVERY = 0.5
@@ -259,6 +259,23 @@ def compare(data_dir: Path, asked: Compare) -> Outcome:
     session = _session(data_dir, run.model)
     with stopping("Stopping …") as should_stop:
         *_, last = session.compare(asked, should_stop)
+    return Outcome(last.to_dict(), comparison_text(last))
+
+
+def compare_adapter(data_dir: Path, adapter: str, model: ModelConfig, request: Compare) -> Outcome:
+    """Both answers to a question, the tuned one by an adapter of the Hub, as it was fetched last or fetched now, or in a local folder.
+
+    `request` names no run. Raises ModelError if there is no such adapter, or by the first tensor that does not fit the base.
+    """
+    from deepdoctor.hub_adapters import HubAdapters  # the Hub's client takes half a second to load
+
+    side = HubAdapters(data_dir).find(adapter, lambda words, _fraction: say(words))
+    side.adapter_dir(request.step)
+    if other := side.made_for_another(model.name):
+        say(other)
+    session = _session(data_dir, model)
+    with stopping("Stopping …") as should_stop:
+        *_, last = session.compare(replace(request, run=side.id), should_stop, side)
     return Outcome(last.to_dict(), comparison_text(last))
 
 

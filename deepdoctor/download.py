@@ -43,6 +43,14 @@ def fetch_model(name: str, revision: str | None, report: Report, token: str | No
         raise ModelError(trouble(error, wanted) or other_trouble(error, wanted)) from error
 
 
+def is_cached(name: str, revision: str | None = None) -> bool:
+    """Whether a whole snapshot of a Hub model lies in the cache, so that `fetch_model` needs no network for it."""
+    try:
+        return _cached(name, revision) is not None
+    except (OSError, ValueError, LookupError):
+        return False  # fetching tells what is wrong
+
+
 def _cached(name: str, revision: str | None) -> Path | None:
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=FILES, ignore_patterns=LEFT_OUT, local_files_only=True)

@@ -21,6 +21,7 @@ from deepdoctor.files import write_json
 from deepdoctor.hub import Wanted, hub_api, hub_endpoint, other_trouble, trouble
 
 PREFIX = "hub--"
+FOLDER = "folder--"
 WEIGHTS, CONFIG, ABOUT = "adapter_model.safetensors", "adapter_config.json", "hub.json"
 MOST_BYTES, MOST_CONFIG, MOST_HEADER = 8 * 10**9, 10**6, 50 * 10**6
 ID = re.compile(r"hub--[\w.-]{1,96}--[\w.-]{1,96}--[0-9a-f]{12}")
@@ -80,6 +81,29 @@ class HubAdapter:
         return f"{self.name} says that it was made for {named[:100]}, not for {base}. If a tensor does not fit, it is refused by its name."
 
 
+class FolderAdapter(HubAdapter):
+    """An adapter in a folder of this machine, as PEFT or an export writes one. It is read where it lies, and not kept."""
+
+    @property
+    def id(self) -> str:
+        """Comparisons keep it in place of a run's id: folder--name."""
+        return f"{FOLDER}{self.path.resolve().name}"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """{"repo" (the folder), "base" (as the adapter names it, or "")}. Raises ModelError if there is no adapter in the folder."""
+        try:
+            given = _read_config(self.path, str(self.path))
+        except OSError as error:
+            raise ModelError(f"There is no adapter in {self.path}: {CONFIG} cannot be read ({error.strerror}).") from None
+        return {"repo": str(self.path), "base": str(given.get("base_model_name_or_path") or "")}
+
+    @property
+    def name(self) -> str:
+        """The folder."""
+        return f"{self.path} (folder)"
+
+
 class HubAdapters:
     """All adapters fetched from the Hub under one data folder."""
 
@@ -97,6 +121,27 @@ class HubAdapters:
         if not ID.fullmatch(adapter_id) or not (found.path / ABOUT).exists():
             raise ModelError(f"There is no adapter {adapter_id[:60]!r} here. Fetch it from the Hub again.")
         return found
+
+    def find(self, named: str, report: Report) -> HubAdapter:
+        """The adapter in the folder `named`; or the one of the Hub's repository of that name that was fetched last, or is fetched now.
+
+        Raises ModelError as `fetch` does, or if there is no adapter in the folder.
+        """
+        folder = Path(named).expanduser()
+        if folder.is_dir() or named.startswith(("/", ".", "~")):
+            return FolderAdapter(folder)
+        here = [each for each in self.list() if each.repo.lower() == named.strip().lower()]
+        return max(here, key=lambda each: (each.path / ABOUT).stat().st_mtime, default=None) or self.fetch(named, "", report)
+
+    def remove(self, adapter_id: str) -> None:
+        """Remove an adapter's files; comparisons made with it stay. Raises ModelError if there is none, or if they cannot be removed."""
+        found = self.get(adapter_id)
+        # out of the list at once and as a whole, whatever stops the removal
+        try:
+            with tempfile.TemporaryDirectory(prefix=".removing-", dir=self.root) as aside:
+                found.path.rename(Path(aside) / found.id)
+        except OSError as error:
+            raise ModelError(f"{found.path} could not be removed: {error.strerror}.") from error
 
     def fetch(self, repo: str, revision: str, report: Report, token: str | None = None) -> HubAdapter:
         """Fetch an adapter, if that commit of it is not here yet. revision: a branch, tag or commit; "" for the newest.

@@ -6,7 +6,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -59,7 +59,8 @@ def push_run(data_dir: Path, wanted: Export, to: Destination, export: Callable[[
     run = Runs(data_dir).get(wanted.run)
     check_destination(to.repo, run.model.name)
     folder = exported(data_dir, run, wanted) or export()
-    facts = facts_of(run, Comparisons(data_dir).list(), to.repo, wanted.step)
+    unpacked = bool(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("unpacked"))
+    facts = replace(facts_of(run, Comparisons(data_dir).list(), to.repo, wanted.step), unpacked=unpacked)
     say(f"Writing the model card; it quotes {len(facts.examples)} of the saved comparisons with their questions")
     write_cards(folder, facts)
     url = publish(folder, to.repo, to.private, say=say, overwrite=to.overwrite)

@@ -10,7 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from deepdoctor.config import ModelConfig
-from deepdoctor.engine.model import EMBEDDED_FOLDER, LoadedModel, load
+from deepdoctor.engine.model import LoadedModel, load
+from deepdoctor.engine.source import EMBEDDED_FOLDER
 from tests.ui.fakes import in_event_loop
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -245,6 +245,14 @@ def test_facts_come_from_the_run(run: Run) -> None:
     assert (at_checkpoint.steps, [row["step"] for row in at_checkpoint.curve]) == (20, [0, 1])
 
 
+def test_merged_weights_that_were_unpacked_from_4_bits_are_said_to_be(run: Run) -> None:
+    facts = facts_of(run, [], "owner/Llama-x")
+    assert "unpacked" not in model_card(facts, merged=True)
+    facts = replace(facts, unpacked=True)
+    assert "not into the original's own 16-bit ones" in model_card(facts, merged=True)
+    assert "unpacked" not in model_card(facts), "the adapter is what it is"
+
+
 def test_examples_are_this_adapters_newest_proven_ones_unseen_first(run: Run) -> None:
     broken = replace(PROOF, effect=0.0)
     mine = [compared(f"q{n}", run=run.id, grade=grade) for n, grade in enumerate(["seen", "unseen", "seen", "unseen", "unseen"])]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deepdoctor.download import Bar, Progress, fetch_model
+from deepdoctor.download import Bar, Progress, fetch_model, is_cached
 from deepdoctor.errors import ModelError
 from deepdoctor.hub import Wanted, trouble
 from tests.loopback_hub import LoopbackHub
@@ -68,6 +68,18 @@ def test_a_whole_snapshot_in_the_cache_is_taken_without_asking(loopback_hub: Loo
     assert len(loopback_hub.requests) == asked
     loopback_hub.stop()
     assert fetch_model("owner/model", None, unheard) == first
+
+
+def test_only_a_whole_snapshot_counts_as_cached(loopback_hub: LoopbackHub) -> None:
+    loopback_hub.add_repo("owner/model", FILES)
+    assert not is_cached("owner/model")
+    assert not is_cached("no name")
+    folder = fetch_model("owner/model", None, unheard)
+    assert is_cached("owner/model")
+    assert not is_cached("owner/model", "old")
+    (folder / "model.safetensors").unlink()
+    assert not is_cached("owner/model")
+    assert loopback_hub.asked("/old") == 0, "the Hub is not asked"
 
 
 def test_what_is_missing_in_the_cache_comes_alone(loopback_hub: LoopbackHub) -> None:

@@ -1,6 +1,7 @@
 """Adapters of the Hub, with the real client against a loopback Hub: fetched, kept, compared like a run's own, and refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from deepdoctor.cli import main
 from deepdoctor.config import DatasetConfig, ModelConfig
 from deepdoctor.dataset import held_out_examples
 from deepdoctor.engine.protocol import Compare, Export
@@ -151,6 +153,70 @@ def test_one_that_does_not_fit_is_refused_by_its_first_tensor(
     with pytest.raises(ModelError, match=r"was not trained on nano: base_model\.model\.\S+\.weight has shape"):
         next(session.compare(Compare("Why?", found.id, sampling=tiny.GREEDY)))
     shutil.rmtree(found.path)
+
+
+def compared(capsys: pytest.CaptureFixture[str], session: Session, adapter: str | Path, *more: str) -> tuple[int, dict[str, Any], str]:
+    """(exit code, JSON on stdout, stderr) of `compare --adapter`, greedily, with the first held-out question."""
+    arguments = ["--held-out", "1", "--temperature", "0", "--max-new-tokens", "24", "--data-dir", str(session.data_dir), "--json"]
+    code = main(["compare", "--adapter", str(adapter), *arguments, *more])
+    out, err = capsys.readouterr()
+    return code, json.loads(out), err
+
+
+def test_from_the_command_line_it_answers_as_the_runs_own_whether_of_the_hub_or_in_a_folder(
+    trained: tuple[Session, Run], loopback_hub: LoopbackHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session, run = trained
+    *_, own = session.compare(Compare(held_out_examples()[0].example.question, run.id, sampling=tiny.GREEDY))
+    folder = run.adapter_dir()
+    loopback_hub.add_repo("doctor/command", {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()})
+    code, made, told = compared(capsys, session, "doctor/command")
+    assert code == 0
+    assert "Looking for doctor/command on the Hub" in told
+    assert (made["base"]["text"], made["tuned"]["text"], made["proof"]["problems"]) == (own.base.text, own.tuned.text, [])
+    loopback_hub.stop()
+    assert compared(capsys, session, "Doctor/Command")[1]["run"] == made["run"], "it is here already"
+    _code, local, told = compared(capsys, session, folder)
+    assert (local["tuned"]["text"], local["run"], local["seen"]) == (own.tuned.text, "folder--adapter", {"grade": "unknown"})
+    assert session.comparisons.get(local["id"]).run == "folder--adapter"
+    assert compared(capsys, session, folder, "--step", "2")[1]["error"].endswith("has no checkpoints.")
+
+
+def test_from_the_command_line_one_that_does_not_fit_is_refused_by_its_first_tensor(
+    trained: tuple[Session, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny.save_adapter(tmp_path / "adapter", tiny.save_model(tmp_path / "llama"))
+    code, value, told = compared(capsys, trained[0], folder)
+    assert code == 2
+    assert re.search(r"was not trained on nano: base_model\.model\.\S+\.weight has shape", value["error"])
+    assert f"says that it was made for {tmp_path}"[:40] in told
+
+
+def test_a_removed_one_is_gone_as_a_whole_and_can_be_fetched_again(loopback_hub: LoopbackHub, adapters: HubAdapters) -> None:
+    loopback_hub.add_repo("owner/lora", adapter_files())
+    found = adapters.fetch("owner/lora", "", unheard)
+    adapters.remove(found.id)
+    assert (adapters.list(), list(adapters.root.iterdir())) == ([], [])
+    with pytest.raises(ModelError, match="There is no adapter"):
+        adapters.remove(found.id)
+    with pytest.raises(ModelError, match="There is no adapter"):
+        adapters.remove("../adapters")
+    assert adapters.fetch("owner/lora", "", unheard) == found
+
+
+def test_one_that_is_removed_while_it_answers_answers_to_the_end(trained: tuple[Session, Run], loopback_hub: LoopbackHub) -> None:
+    session, run = trained
+    loopback_hub.add_repo("doctor/short", {file.name: file.read_bytes() for file in run.adapter_dir().iterdir() if file.is_file()})
+    adapters = HubAdapters(session.data_dir)
+    found = adapters.fetch("doctor/short", "", unheard)
+    pair = session.begin(Compare("Why?", found.id, sampling=tiny.GREEDY))
+    session.step()
+    adapters.remove(found.id)
+    while not pair.finished:
+        session.step()
+        pair.prove()
+    made = session.finish(pair)
+    assert (made.run, made.seen, made.finished) == (found.id, {"grade": "unknown"}, True)
 
 
 def test_another_base_is_told(loopback_hub: LoopbackHub, adapters: HubAdapters) -> None:

@@ -1,6 +1,7 @@
 """An export goes to the Hub and comes back: the real client against a loopback Hub, whole, resumed, and refused where it must be."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from deepdoctor.cli import main
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, ModelConfig
 from deepdoctor.dataset import held_out_examples
 from deepdoctor.download import fetch_model
-from deepdoctor.engine.model import EMBEDDED_FOLDER
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.engine.session import Session
+from deepdoctor.engine.source import EMBEDDED_FOLDER
 from deepdoctor.errors import ConfigError, DeepDoctorError, RunError
 from deepdoctor.prompts import render_question
-from deepdoctor.publish import exported, publish
+from deepdoctor.publish import Destination, exported, publish, push_run
 from deepdoctor.runs import Run, Runs
 from tests.engine import tiny
 from tests.loopback_hub import LoopbackHub
@@ -68,6 +69,22 @@ def test_adapter_and_merged_model_get_their_own_private_repositories(loopback_hu
     assert json.loads(adapter["deepdoctor.json"]) == {"run": run.id, "step": None}
     assert all(loopback_hub.repos["model", name].private for name in ("clinic/Llama-x", "clinic/Llama-x-merged"))
     assert said == ["Uploading the adapter to clinic/Llama-x", "Uploading the merged model to clinic/Llama-x-merged"]
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_the_merged_models_card_says_if_its_weights_were_unpacked_from_4_bits(
+    unpacked: bool, loopback_hub: LoopbackHub, token: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    data_dir = run.path.parents[1]
+    made = export_of(run, data_dir / "exports" / run.id)
+    shutil.copytree(made / "adapter", run.path / "adapter")
+    (run.path / "adapter" / "complete.json").write_text("{}")
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps({**config, "unpacked": unpacked}))
+    push_run(data_dir, Export(run.id), Destination("doctor/Llama-x"), lambda: made, silent)
+    for name, told in {"doctor/Llama-x": False, "doctor/Llama-x-merged": unpacked}.items():
+        assert ("unpacked" in loopback_hub.files(name)["README.md"].decode()) == told
 
 
 def test_no_local_path_leaves_the_machine(loopback_hub: LoopbackHub, token: str, folder: Path) -> None:

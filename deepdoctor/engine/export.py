@@ -42,6 +42,7 @@ def export(loaded: LoadedModel, run: Run, wanted: Export, target: Path, say: Say
     aside = target.with_name(f".{target.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
+        unpacked = False
         say("Writing the adapter")
         (aside / "adapter").mkdir(parents=True)
         for name in ("adapter_model.safetensors", "adapter_config.json"):
@@ -51,7 +52,7 @@ def export(loaded: LoadedModel, run: Run, wanted: Export, target: Path, say: Say
         loaded.tokenizer.save_pretrained(aside / "tokenizer")
         if wanted.merged or wanted.gguf:
             say("Merging the adapter into a copy of the base weights")
-            _merge(loaded, source, aside / "merged")
+            unpacked = _merge(loaded, source, aside / "merged")
         if wanted.gguf and converter:
             say(f"Converting the merged model to GGUF ({wanted.gguf})")
             convert(converter, aside / "merged", aside / "gguf" / f"{run.id}-{wanted.gguf}.gguf", wanted.gguf)
@@ -59,7 +60,8 @@ def export(loaded: LoadedModel, run: Run, wanted: Export, target: Path, say: Say
             shutil.rmtree(aside / "merged", ignore_errors=True)
         style = style_named(run.finetune.prompt_style)
         write_json(aside / "prompt_style.json", {"name": style.name, "prompt": style.prompt, "after_thought": style.joint})
-        write_json(aside / "config.json", {**run.details, "run": run.id, "step": step, "base_hash": loaded.info.base_hash})
+        made = {"run": run.id, "step": step, "base_hash": loaded.info.base_hash, "unpacked": unpacked}
+        write_json(aside / "config.json", {**run.details, **made})
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
     except RunError:
@@ -72,14 +74,17 @@ def export(loaded: LoadedModel, run: Run, wanted: Export, target: Path, say: Say
     return target
 
 
-def _merge(loaded: LoadedModel, adapter: Path, folder: Path) -> None:
-    """Merge into weights read afresh, so that the loaded model is never touched."""
-    base = in_plain_numbers(AutoModelForCausalLM.from_pretrained(loaded.folder, **how_to_read(loaded.folder, loaded.dtype)), loaded.dtype)
+def _merge(loaded: LoadedModel, adapter: Path, folder: Path) -> bool:
+    """Merge into weights read afresh, so that the loaded model is never touched. Returns whether they had to be unpacked from 4 bits."""
+    read = AutoModelForCausalLM.from_pretrained(loaded.folder, **how_to_read(loaded.folder, loaded.dtype))
+    packed = is_quantized(read.config)
+    base = in_plain_numbers(read, loaded.dtype)
     config = copy.deepcopy(base.generation_config)
     whole = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     whole.generation_config = config
     whole.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
+    return packed
 
 
 def how_to_read(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
@@ -102,6 +107,8 @@ def in_plain_numbers(model: Any, dtype: torch.dtype) -> Any:
         raise RunError(f"{CANNOT_UNPACK} ({first_line(error)})") from error
     if is_quantized(plain.config):
         raise RunError(CANNOT_UNPACK)
+    # how the packed files were read; saving would turn it round, and transformers cannot do that for bitsandbytes
+    vars(plain).pop("_weight_conversions", None)
     return plain
 
 

@@ -1,7 +1,5 @@
-"""Loading the base model: which folder, in which numbers, and what is told when it cannot be."""
+"""Loading the base model: its files found, its memory asked for, its weights fingerprinted; and what is told when it cannot be."""
 
-import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,26 +8,23 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from deepdoctor.config import EMBEDDED_MODEL, ModelConfig
-from deepdoctor.download import fetch_model
+from deepdoctor.config import ModelConfig
+from deepdoctor.download import Report
 from deepdoctor.engine import accelerator
 from deepdoctor.engine.backends import Backend, Transformers, backend_for
 from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.forward import why_unpaired
 from deepdoctor.engine.protocol import ModelInfo
+from deepdoctor.engine.source import folder_of, numbers_for, parameters_in
 from deepdoctor.errors import ModelError
-from deepdoctor.estimates import fits_in_16_bits, needed_in_4_bits
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-EMBEDDED_FOLDER = Path(__file__).parent.parent / "nano" / "model"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # for the fingerprint, the tokenizer and a first answer, beside the weights
 ROOM_TO_WORK = accelerator.GIB // 4
 
-Report = Callable[[str, float | None], None]
 Free = Callable[[float | None], int]
 
 
@@ -99,10 +94,11 @@ def find(config: ModelConfig, report: Report = unheard) -> Found:
     Raises ModelError if it cannot be had, is damaged, or can never fit the GPU.
     """
     with told_as_model_error(config.name):
-        folder = folder_of(config, report)
+        card = accelerator.card(config.gpu_memory_gib)
+        folder = folder_of(config, card, report)
         report("Reading the model's configuration", 0.2)
         architecture = AutoConfig.from_pretrained(folder)
-        parameters, card = parameters_in(folder), accelerator.card(config.gpu_memory_gib)
+        parameters = parameters_in(folder)
         dtype, four_bit = numbers_for(config, parameters, card, hasattr(architecture, "quantization_config"))
         return Found(config, folder, torch.device(card.kind), parameters, dtype, four_bit, why_unpaired(architecture))
 
@@ -160,48 +156,6 @@ def require_memory(found: Found, free: int) -> None:
             f"but only {max(free, 0) / accelerator.GIB:,.1f} GiB are free. Choose a smaller one"
             f"{', or bfloat16, which takes half' if found.dtype == torch.float32 else ''}, or close other programs."
         )
-
-
-def folder_of(config: ModelConfig, report: Report = unheard) -> Path:
-    """Where the model's files are on this machine; a Hub model is downloaded first. Raises ModelError if they cannot be had."""
-    if config.name == EMBEDDED_MODEL:
-        return EMBEDDED_FOLDER
-    if (folder := Path(os.path.expanduser(config.name))).is_dir():
-        return folder
-    if config.name.startswith(("/", ".", "~")):
-        raise ModelError(f"The model {config.name} could not be loaded: there is no such folder. Check its name, and that it is there.")
-    return fetch_model(config.name, config.revision, report)
-
-
-def numbers_for(config: ModelConfig, parameters: int, card: accelerator.Card, quantized: bool) -> tuple[torch.dtype, bool]:
-    """In which numbers to compute, and whether the weights are held in 4 bits. Raises ModelError if the GPU is too small for either.
-
-    auto: 32 bit on a CPU and for the embedded model; on a GPU 16 bit where weights and training fit, else 4 bit.
-    """
-    if card.kind != "cuda" or config.name == EMBEDDED_MODEL:
-        if config.precision == "4bit" or quantized:
-            raise ModelError("4-bit weights need an NVIDIA GPU with bitsandbytes; choose another precision.")
-        return DTYPES.get(config.precision, torch.float32), False
-    if config.precision in DTYPES and not quantized:
-        return DTYPES[config.precision], False
-    if config.precision == "auto" and not quantized and fits_in_16_bits(parameters, card.memory):
-        return card.half, False
-    needed = needed_in_4_bits(parameters)
-    if not quantized and needed > card.memory:
-        raise ModelError(
-            f"{config.name} needs about {needed / accelerator.GIB:.0f} GiB of GPU memory even in 4 bits; this GPU has "
-            f"{card.memory / accelerator.GIB:.0f}. Choose a smaller model."
-        )
-    return card.half, True
-
-
-def parameters_in(folder: Path) -> int:
-    """How many numbers a model's safetensors files hold. Raises SafetensorError for a file that is not whole."""
-    found = 0
-    for file in sorted(folder.glob("model*.safetensors")) or folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            found += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118 - it is no dict
-    return found
 
 
 def first_line(error: BaseException) -> str:

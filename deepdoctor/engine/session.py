@@ -25,7 +25,7 @@ from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, told
-from deepdoctor.hub_adapters import PREFIX, HubAdapter, HubAdapters
+from deepdoctor.hub_adapters import FOLDER, PREFIX, HubAdapter, HubAdapters
 from deepdoctor.overlap import graded
 from deepdoctor.plan import plan
 from deepdoctor.runs import Run, Runs
@@ -151,9 +151,12 @@ class Session:
             self._pairs = Pairs(self.loaded)
         return self._pairs
 
-    def begin(self, request: Compare) -> Pair:
-        """Queue a comparison; `step` writes it. Raises DeepDoctorError, and queues nothing, if it cannot be made."""
-        run = self._side(request.run)
+    def begin(self, request: Compare, side: HubAdapter | None = None) -> Pair:
+        """Queue a comparison; `step` writes it. Raises DeepDoctorError, and queues nothing, if it cannot be made.
+
+        side: an adapter that is not looked up by the name in the request, such as one in a folder.
+        """
+        run = side or self._side(request.run)
         loaded = self._for(run)
         asked = Question(
             question=request.question.strip(),
@@ -179,7 +182,9 @@ class Session:
         if pair.proof is None:
             raise Stopped("Stopped before anything was written.")
         latest = pair.snapshot()
-        seen = graded(self._side(latest.run).training_questions(), latest.question)
+        # of an adapter from elsewhere no questions are known, and meanwhile it may have been removed
+        known = [] if latest.run.startswith((PREFIX, FOLDER)) else self.runs.get(latest.run).training_questions()
+        seen = graded(known, latest.question)
         return self.comparisons.save(replace(latest, seen=seen))
 
     def _in_precision(self, run: Run) -> LoadedModel:
@@ -191,11 +196,12 @@ class Session:
         if wanted == loaded.info.precision:
             return loaded
         sixteen = str(half()).removeprefix("torch.")
-        return self.load(loaded.config.changed(precision="4bit" if wanted == "4bit" else sixteen))
+        # the original's weights may have to be downloaded, where those in 4 bits came from a mirror
+        return self.load(loaded.config.changed(precision="4bit" if wanted == "4bit" else sixteen), logged(run))
 
-    def compare(self, request: Compare, should_stop: Ask = never) -> Iterator[Comparison]:
+    def compare(self, request: Compare, should_stop: Ask = never, side: HubAdapter | None = None) -> Iterator[Comparison]:
         """Snapshots of one comparison; the last one is proven, graded seen or unseen, and saved."""
-        pair = self.begin(request)
+        pair = self.begin(request, side)
         try:
             while not pair.finished:
                 self.step()
@@ -267,6 +273,19 @@ def _keep_outcome(run: Run, resumed: bool) -> None:
     status = run.status
     if run.state == "finished" and not resumed:
         run.set_status(plan={**status["plan"], "took_seconds": status["wall_seconds"], "peak_bytes": status["peak_bytes"]})
+
+
+def logged(run: Run) -> Report:
+    """A Report that writes each thing that is done into the run's log once, without its numbers."""
+    said = ""
+
+    def report(words: str, _fraction: float | None) -> None:
+        nonlocal said
+        before, said = said, words.partition(":")[0]
+        if said != before:
+            run.log(f"{said}.")
+
+    return report
 
 
 def weight_bytes(loaded: LoadedModel) -> int:

@@ -16,7 +16,7 @@ from deepdoctor.comparison import Comparison
 from deepdoctor.config import ModelConfig, SamplingConfig
 from deepdoctor.engine.protocol import Compare
 from deepdoctor.errors import AccessError, ConfigError, DeepDoctorError, ModelError, ProofError, RunError
-from deepdoctor.hub_adapters import HubAdapter
+from deepdoctor.hub_adapters import FOLDER, HubAdapter
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
 from deepdoctor.ui import history, transcript
@@ -261,7 +261,8 @@ class Handlers:
         try:
             name = self.context.side(comparison.run).name
         except (RunError, ModelError):
-            name = f"{comparison.run} (deleted)"
+            folder = comparison.run.removeprefix(FOLDER)
+            name = f"{comparison.run} (deleted)" if folder == comparison.run else f"{folder} (folder, asked from the command line)"
         return self.finished_values(comparison, comparison.id, name)
 
     def saved(self, profile: Profile = None) -> str:

@@ -62,11 +62,12 @@ class Ask:
 
 @dataclass(frozen=True)
 class FromHub:
-    """The form that fetches an adapter of the Hub."""
+    """The form that fetches an adapter of the Hub, and removes the one that is chosen as the tuned side."""
 
     repo: gr.Textbox
     revision: gr.Textbox
     fetch: gr.Button
+    remove: gr.Button
     told: gr.HTML
 
 
@@ -106,8 +107,11 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> tuple[Callable[..
     ask.to_train.click(lambda: gr.Tabs(selected="train"), None, tab.parent, **FREE)
     chosen, refreshed = [ask.run, ask.step, ask.also, shown.number], [fingerprint, *ask.refreshed]
     tab.select(handlers.refresh, chosen, refreshed, **FREE)
-    fetched = ask.hub.fetch.click(HubAdapterEvents(handlers).fetch, [ask.hub.repo, ask.hub.revision], [ask.hub.told, ask.run], **QUIET)
-    fetched.then(handlers.refresh, chosen, refreshed, **FREE)
+    hub = HubAdapterEvents(handlers)
+    fetched = ask.hub.fetch.click(hub.fetch, [ask.hub.repo, ask.hub.revision], [ask.hub.told, ask.run], **QUIET)
+    removed = ask.hub.remove.click(hub.remove, [ask.run], [ask.hub.told, ask.run], **QUIET)
+    for changed in (fetched, removed):
+        changed.then(handlers.refresh, chosen, refreshed, **FREE)
     ask.load.click(handlers.load_needed, [ask.run], [ask.loading], **FREE)
     # never in the page itself, which is the same for everyone
     gr.on([tab.select, _page().load], handlers.saved, None, [shown.history], **FREE)
@@ -151,9 +155,11 @@ def _build_hub() -> FromHub:
         with gr.Row(equal_height=True):
             repo = gr.Textbox(label="Adapter", placeholder="owner/name", max_length=200, scale=3, min_width=220)
             revision = gr.Textbox(label="Revision", placeholder="newest", max_length=100, scale=1, min_width=120)
-        fetch = gr.Button("Fetch", size="sm", elem_classes=["dd-own-width"])
+        with gr.Row():
+            fetch = gr.Button("Fetch", size="sm", elem_classes=["dd-own-width"])
+            remove = gr.Button("Remove the chosen one", size="sm", elem_classes=["dd-own-width"])
         told = gr.HTML("", apply_default_css=False)
-    return FromHub(repo, revision, fetch, told)
+    return FromHub(repo, revision, fetch, remove, told)
 
 
 def _build_shown() -> Shown:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import gradio as gr
 
-from deepdoctor.catalogue import KNOWN, known
+from deepdoctor.catalogue import KNOWN, Known, known
 from deepdoctor.config import EMBEDDED_MODEL, ModelConfig
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import ConfigError, DeepDoctorError, ModelError
@@ -128,7 +128,7 @@ def what_it_takes(config: ModelConfig, engine: ModelInfo | None) -> tuple[str, s
         return "4 bits need an NVIDIA GPU; choose another precision.", "warn"
     bits = _bits(config, parameters, memory, engine)
     words = f"About {_gib(parameters * BYTES[bits])} of weights in {bits}"
-    fetched = "" if config.name == EMBEDDED_MODEL else f" Its files, about {billions * 2:,.0f} GB, are downloaded if they are not here yet."
+    fetched = f" {_files(config, entry, bits)}, are downloaded if they are not here yet." if entry else ""
     if not engine:
         return f"{words}.{fetched}", ""
     words = f"{words}. {_has(config, engine)} {memory / GIB:,.1f} GiB"
@@ -137,6 +137,13 @@ def what_it_takes(config: ModelConfig, engine: ModelInfo | None) -> tuple[str, s
     if on_gpu and bits == "16 bits" and not fits_in_16_bits(parameters, memory):
         return f"{words}: enough to compare, but hardly to train; 4 bits leave room.{fetched}", "warn"
     return f"{words}.{fetched}", ""
+
+
+def _files(config: ModelConfig, entry: Known, bits: str) -> str:
+    """What is downloaded, and how large it is: where there is a mirror for 4 bits, that."""
+    if bits == "4 bits" and entry.four_bit and not config.revision:
+        return f"Its files packed in 4 bits ({entry.four_bit}), about {entry.four_bit_gb:,.0f} GB"
+    return f"Its files, about {entry.billions * 2:,.0f} GB"
 
 
 def _bits(config: ModelConfig, parameters: float, memory: int, engine: ModelInfo | None) -> str:

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.core_model_loading import WeightConverter
+from transformers.integrations.bitsandbytes import Bnb4bitDeserialize
 
 from deepdoctor.engine.export import export, how_to_read, in_plain_numbers, require_room
 from deepdoctor.engine.fingerprint import base_hash
@@ -79,6 +82,7 @@ def test_what_it_was_made_with_stands_beside_it(trained: Trained, exported: Path
     config = json.loads((exported / "config.json").read_text())
     assert (config["run"], config["step"], config["model"]["name"]) == (run.id, None, str(llama))
     assert config["finetune"] == json.loads(run.finetune.to_json())
+    assert config["unpacked"] is False
     assert config["base_hash"] == tiny.model_of(session).info.base_hash
 
 
@@ -175,6 +179,22 @@ def test_four_bit_weights_are_unpacked_before_merging() -> None:
     packed = Packed()
     assert in_plain_numbers(packed, torch.float16) is packed
     assert packed.dtype == torch.float16
+
+
+def test_unpacked_weights_can_be_saved(llama: Path, tmp_path: Path) -> None:
+    """What transformers read the files with cannot be turned round, which it would try to do when it saves."""
+    model: Any = tiny.plain(llama)
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    model._weight_conversions = [WeightConverter(["weight.absmax", "weight"], "weight", [Bnb4bitDeserialize(None)])]
+
+    def dequantize(dtype: torch.dtype) -> Any:
+        del model.config.quantization_config
+        return model.to(dtype)
+
+    model.dequantize = dequantize
+    in_plain_numbers(model, torch.bfloat16).save_pretrained(tmp_path)
+    again, wanted = AutoModelForCausalLM.from_pretrained(tmp_path), tiny.plain(llama).to(torch.bfloat16)
+    assert all(torch.equal(weight, again.get_parameter(name)) for name, weight in wanted.named_parameters())
 
 
 @pytest.mark.parametrize("packed", [Packed(unpacks=False), Packed(keeps=True)], ids=["cannot", "does not"])

@@ -1,7 +1,5 @@
 """Loading, fingerprints and adapters: what changes a hash and what must not, and what is refused in which words."""
 
-from deepdoctor.engine.accelerator import GIB, Card
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from deepdoctor.config import ModelConfig
 from deepdoctor.engine.adapters import SELECTED_AT_MOST, adapter_hash, fresh_adapter, select_adapter, write_base_name
 from deepdoctor.engine.fingerprint import base_hash, base_weights, checksum
-from deepdoctor.engine.model import PROJECTIONS, LoadedModel, load, numbers_for, parameters_in
+from deepdoctor.engine.model import PROJECTIONS, LoadedModel, load
 from deepdoctor.engine.session import Session
 from deepdoctor.errors import ModelError
 from deepdoctor.nano.tokenizer import EOS
@@ -244,58 +242,6 @@ def test_four_bits_without_a_gpu_are_refused(llama: Path, tmp_path: Path) -> Non
 def test_a_precision_is_obeyed(llama: Path, tmp_path: Path) -> None:
     loaded = load(ModelConfig(name=str(llama), precision="bfloat16"), tmp_path)
     assert (loaded.dtype, loaded.info.precision) == (torch.bfloat16, "bfloat16")
-
-
-T4, L4, H200 = Card("cuda", round(14.6 * GIB), torch.float16), Card("cuda", round(22.0 * GIB)), Card("cuda", round(139.8 * GIB))
-CPU, MPS = Card("cpu", 16 * GIB, torch.float16), Card("mps", 16 * GIB, torch.float16)
-B1, B8, B14, B32, B70 = (round(billions * 1e9) for billions in (1.8, 8.0, 14.8, 32.8, 70.6))
-# parameters, card, precision, whether the files are quantized already: in which numbers it computes, and whether it is held in 4 bits
-NUMBERS = {
-    "T4, 1.5B": (B1, T4, "auto", False, torch.float16, False),
-    "T4, 8B": (B8, T4, "auto", False, torch.float16, True),
-    "T4, 14B": (B14, T4, "auto", False, torch.float16, True),
-    "L4, 8B": (B8, L4, "auto", False, torch.bfloat16, False),
-    "L4, 14B": (B14, L4, "auto", False, torch.bfloat16, True),
-    "H200, 32B": (B32, H200, "auto", False, torch.bfloat16, False),
-    "H200, 70B": (B70, H200, "auto", False, torch.bfloat16, False),
-    "H200, 8B, 4bit asked for": (B8, H200, "4bit", False, torch.bfloat16, True),
-    "H200, quantized": (B8 // 2, H200, "auto", True, torch.bfloat16, True),
-    "T4, quantized though 16 bit is asked for": (B8 // 2, T4, "float16", True, torch.float16, True),
-    "L4, float16 asked for": (B8, L4, "float16", False, torch.float16, False),
-    "H200, float32 asked for": (B8, H200, "float32", False, torch.float32, False),
-    "CPU": (B8, CPU, "auto", False, torch.float32, False),
-    "CPU, bfloat16 asked for": (B8, CPU, "bfloat16", False, torch.bfloat16, False),
-    "MPS": (B1, MPS, "auto", False, torch.float32, False),
-}
-
-
-@pytest.mark.parametrize("case", NUMBERS)
-def test_the_numbers_suit_the_card(case: str) -> None:
-    parameters, card, precision, quantized, dtype, four_bit = NUMBERS[case]
-    config = ModelConfig.of({"name": "owner/model", "precision": precision})
-    assert numbers_for(config, parameters, card, quantized) == (dtype, four_bit)
-
-
-def test_the_embedded_model_is_held_in_32_bits_everywhere() -> None:
-    assert numbers_for(ModelConfig(), 4_200_000, H200, False) == (torch.float32, False)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "card", "words"), [(B32, T4, "about 22 GiB .* this GPU has 15"), (B70, L4, "about 43 GiB .* has 22")]
-)
-def test_a_gpu_too_small_even_for_4_bits_is_told_with_both_numbers(parameters: int, card: Card, words: str) -> None:
-    for precision in ("auto", "4bit"):
-        with pytest.raises(ModelError, match=words):
-            numbers_for(ModelConfig.of({"name": "owner/model", "precision": precision}), parameters, card, False)
-
-
-def test_parameters_are_counted_over_all_shards_and_only_once(tmp_path: Path) -> None:
-    whole, shards = tiny.save_model(tmp_path / "whole"), tmp_path / "shards"
-    model = tiny.plain(whole)
-    model.save_pretrained(shards, max_shard_size="60KB")
-    assert len(list(shards.glob("*.safetensors"))) > 2
-    (shards / "consolidated.safetensors").write_bytes((whole / "model.safetensors").read_bytes())
-    assert parameters_in(shards) == parameters_in(whole) == model.num_parameters()
 
 
 def test_the_base_name_is_written_into_a_saved_adapter(adapter: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A session: one model, its runs and comparisons, and clear words where they do not belong together."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from deepdoctor import nano
 from deepdoctor.comparison import Comparison
@@ -16,9 +18,9 @@ from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, ModelConfig
 from deepdoctor.dataset import held_out_examples
 from deepdoctor.engine.decode import Row
 from deepdoctor.engine.fingerprint import base_weights
-from deepdoctor.engine.model import ROOM_TO_WORK, find
-from deepdoctor.engine.protocol import Compare
-from deepdoctor.engine.session import Session, known_reference, weight_bytes
+from deepdoctor.engine.model import ROOM_TO_WORK, find, load_found
+from deepdoctor.engine.protocol import Compare, Export
+from deepdoctor.engine.session import Session, known_reference, logged, weight_bytes
 from deepdoctor.errors import EngineError, ModelError, ProofError, RunError
 from deepdoctor.runs import Run
 from tests.engine import tiny
@@ -141,6 +143,52 @@ def test_a_run_of_another_model_is_refused(trained: tuple[Session, Run], tmp_pat
     other = tiny.open_session(session.data_dir, tiny.save_model(tmp_path / "other", seed=3))
     with pytest.raises(ModelError, match=r"was made with .* but .*other is loaded\. Load .* first, under Model at the top"):
         ask(other, run)
+
+
+def test_a_run_is_compared_resumed_and_exported_over_other_weights_of_the_same_name(
+    trained: tuple[Session, Run], llama: Path, dataset: DatasetConfig, tmp_path: Path
+) -> None:
+    """As a mirror's are: packed by somebody else, they have another fingerprint. The name stays the original's everywhere."""
+    session, run = trained
+    mirror = shutil.copytree(llama, tmp_path / "mirror")
+    weights = load_file(mirror / "model.safetensors")
+    save_file({name: weight * 1.001 for name, weight in weights.items()}, mirror / "model.safetensors", {"format": "pt"})
+    over = Session(tmp_path / "data")
+    over.loaded = load_found(replace(find(run.model), folder=mirror), over.data_dir)
+    assert over.loaded.info.base_hash != tiny.model_of(session).info.base_hash
+    shutil.copytree(run.path, over.runs.root / run.id)
+    made = ask(over, run)
+    assert made.proof is not None
+    assert made.proof.problems() == []
+    assert (made.model, over.loaded.info.name) == (run.model.name, run.model.name)
+    stopped = tiny.new_run(over, dataset)
+    over.finetune(stopped.id, should_stop=tiny.StopAfter(3))
+    stopped = over.finetune(stopped.id, resume=True)
+    assert stopped.state == "finished"
+    config = json.loads((over.export(Export(stopped.id, merged=False)) / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == run.model.name
+    assert over.load(run.model) is over.loaded, "it is the model that was asked for"
+
+
+def test_a_run_that_needs_another_precision_logs_what_is_done_for_it(session: Session, dataset: DatasetConfig) -> None:
+    loaded = tiny.model_of(session)
+    loaded.info = replace(loaded.info, backend="unsloth", precision="4bit")
+    run = tiny.new_run(session, dataset, base_precision="16bit")
+    session.finetune(run.id, should_stop=tiny.StopAfter(1))
+    assert tiny.model_of(session).dtype in (torch.bfloat16, torch.float16)
+    assert re.search(r"Loading tokenizer and weights in b?float16\.\n.*Fingerprinting", run.log_tail(100))
+
+
+def test_what_is_logged_of_a_download_is_one_line(session: Session, dataset: DatasetConfig) -> None:
+    run = tiny.new_run(session, dataset)
+    report = logged(run)
+    report("Looking for owner/model on the Hub", None)
+    for done in range(9):
+        report(f"Downloading owner/model: {done} of 9 GB", done / 9)
+    report("Loading weights", 0.4)
+    assert [line[9:] for line in run.log_tail().splitlines()] == [
+        *("Looking for owner/model on the Hub.", "Downloading owner/model.", "Loading weights."),
+    ]
 
 
 def test_with_nothing_loaded_a_run_brings_its_own_model(trained: tuple[Session, Run]) -> None:

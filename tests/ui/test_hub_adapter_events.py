@@ -98,3 +98,29 @@ def test_one_made_for_the_base_in_use_needs_no_warning(loopback_hub: LoopbackHub
     words, choice = fetched(handlers)[-1]
     assert 'class="dd-note ok"' in words
     assert not handlers.needs(context.side(choice["value"]))[0]["visible"]
+
+
+def test_the_chosen_one_is_removed_and_runs_are_not(loopback_hub: LoopbackHub, handlers: Handlers, context: Context) -> None:
+    run = fake_run(context.settings.data_dir)
+    loopback_hub.add_repo("owner/lora", adapter_files())
+    found = fetched(handlers)[-1][1]["value"]
+    events = HubAdapterEvents(handlers)
+    for chosen in (run.id, None):
+        words, choice = events.remove(chosen)
+        assert "Choose an adapter of the Hub" in words
+        assert choice == gr.skip()
+    before = handlers.fingerprint(None)
+    words, choice = events.remove(found)
+    assert "owner/lora (Hub) was removed. Comparisons made with it stay" in words
+    assert ([value for _label, value in choice["choices"]], choice["value"]) == ([run.id], run.id)
+    assert context.adapters.list() == []
+    assert handlers.fingerprint(None) != before
+    words, choice = events.remove(found)
+    assert "There is no adapter" in words
+    assert 'class="dd-note bad"' in words
+    assert [each.id for each in context.runs.list()] == [run.id]
+
+
+def test_a_comparison_with_a_folder_is_called_after_it(handlers: Handlers, context: Context) -> None:
+    made = context.comparisons.save(fake_comparison(run="folder--lora", seen={"grade": "unknown"}))
+    assert handlers.saved_values(None, made.id)[0]["tuned"]["source"].startswith("lora (folder, asked from the command line)")

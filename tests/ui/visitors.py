@@ -13,7 +13,7 @@ import itsdangerous
 
 # All that changes something for others, or takes something along: each asks who the visitor is
 GATED = {
-    *("ModelEvents.load", "Handlers.load_needed", "HubAdapterEvents.fetch"),
+    *("ModelEvents.load", "Handlers.load_needed", "HubAdapterEvents.fetch", "HubAdapterEvents.remove"),
     *("TrainEvents.start", "TrainEvents.stop", "TrainEvents.resume"),
     *("RunsEvents.rename", "RunsEvents.resume", "RunsEvents.ask_to_delete", "RunsEvents.delete", "RunsEvents.export", "PushEvents.push"),
     # studies: what is listed carries links, and what is drawn unblinds
