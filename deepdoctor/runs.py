@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import psutil
 
@@ -26,6 +26,8 @@ class Run:
     """One fine-tuning run on disk. Everything is read afresh on each call: another process may be writing it."""
 
     path: Path
+    # whether what is written to it is kept: of several processes that train it, one writes
+    writes: ClassVar[bool] = True
 
     @property
     def id(self) -> str:
@@ -116,6 +118,10 @@ class Run:
         """The last lines of train.log."""
         file = self.path / "train.log"
         return "\n".join(file.read_text(encoding="utf-8").splitlines()[-lines:]) if file.exists() else ""
+
+    def keep(self, name: str, value: Any) -> None:
+        """Write a JSON file of its folder, such as questions.json."""
+        write_json(self.path / name, value)
 
     def append_probe(self, row: dict[str, Any]) -> None:
         """Append a probe answer: {"step", "question", "reasoning", "response", "closed", "tokens"}."""

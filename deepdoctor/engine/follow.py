@@ -97,7 +97,8 @@ class Follow(TrainerCallback, ExportableState):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Give the checkpoint's adapter its base model's real name."""
-        write_base_name(self.run.checkpoint_dir(state.global_step), self.loaded.config.name)
+        if self.run.writes:
+            write_base_name(self.run.checkpoint_dir(state.global_step), self.loaded.config.name)
 
     def _after_step(self, step: int, last: int) -> None:
         if step == last or (self.config.eval_steps and step % self.config.eval_steps == 0):

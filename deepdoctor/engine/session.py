@@ -3,7 +3,6 @@
 from deepdoctor.engine.accelerator import available_bytes, free_bytes, half
 from deepdoctor.engine.accelerator import prepare as prepare_device
 
-import gc
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,7 +22,9 @@ from deepdoctor.engine.model import Found, Free, LoadedModel, Report, find, firs
 from deepdoctor.engine.pairs import Pairs
 from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
+from deepdoctor.engine.room import found_again, free, weight_bytes
 from deepdoctor.engine.rows import prepare_rows
+from deepdoctor.engine.several import train_on_several
 from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, told
 from deepdoctor.hub_adapters import PREFIX, HubAdapter, HubAdapters
 from deepdoctor.overlap import graded
@@ -51,6 +52,7 @@ class Session:
         self.studies = Studies(self.data_dir)
         self.loaded: LoadedModel | None = None
         self._pairs: Pairs | None = None
+        self._set_aside: Found | None = None
 
     def load(self, config: ModelConfig, report: Report = unheard) -> LoadedModel:
         """Load a base model in place of the current one, which stays if this raises ModelError, or if it is the same and unharmed.
@@ -207,17 +209,45 @@ class Session:
 
     def finetune(self, run_id: str, resume: bool = False, should_stop: Ask = never) -> Run:
         """Train a run to its end. Whatever goes wrong is written into the run's status and log, then raised."""
+        run = self.runs.get(run_id)
+        try:
+            self._finetune(run, resume, should_stop)
+        except Exception:
+            self._take_up_again()
+            raise
+        self._take_up_again()
+        return run
+
+    def _train(self, run: Run, resume: bool, should_stop: Ask) -> None:
+        """Train here, or by several processes, for which the model makes room."""
         from deepdoctor.engine.finetune import finetune
 
-        run = self.runs.get(run_id)
+        loaded = self._in_precision(run)
+        self.pairs.release()
+        if run.finetune.devices == 1:
+            finetune(loaded, run, should_stop, resume)
+            return
+        # what cannot work is told before the model is given up
+        plan(run.finetune, loaded.info, [len(row.ids) for row in prepare_rows(loaded, run).train])
+        config, self._set_aside = loaded.config, found_again(loaded)
+        del loaded
+        self.loaded = self._pairs = None
+        free()
+        train_on_several(run, config, should_stop, resume)
+
+    def _take_up_again(self) -> None:
+        """Load the model again that made room. Raises ModelError."""
+        found, self._set_aside = self._set_aside, None
+        if found:
+            self._warm(self._load_beside(found, unheard), unheard)
+
+    def _finetune(self, run: Run, resume: bool, should_stop: Ask) -> None:
         began = time.perf_counter()
         try:
-            loaded = self._in_precision(run)
-            self.pairs.release()
-            finetune(loaded, run, should_stop, resume)
+            self._train(run, resume, should_stop)
         except torch.OutOfMemoryError as error:
-            self._failed(run, "Out of memory. Lower the batch size or the longest row, or choose 4-bit precision.")
-            said = EngineError(run.status["message"])
+            said = told(error, "training")
+            self._failed(run, str(said))
             error.__traceback__ = None  # it holds the tensors that did not fit
             free()
             raise said from None
@@ -229,7 +259,6 @@ class Session:
             raise
         run.set_status(wall_seconds=round(time.perf_counter() - began, 1))
         _keep_outcome(run, resume)
-        return run
 
     def prepare(self, study_id: str, should_stop: Ask = never) -> Study:
         """Write the answers that a study lacks. Whatever goes wrong is written into its status, then raised."""
@@ -264,24 +293,6 @@ def _keep_outcome(run: Run, resumed: bool) -> None:
     status = run.status
     if run.state == "finished" and not resumed:
         run.set_status(plan={**status["plan"], "took_seconds": status["wall_seconds"], "peak_bytes": status["peak_bytes"]})
-
-
-def weight_bytes(loaded: LoadedModel) -> int:
-    """Memory that a model's weights hold."""
-    return sum(weight.numel() * weight.element_size() for weight in loaded.base.parameters())
-
-
-def found_again(loaded: LoadedModel) -> Found:
-    """What loads that model once more, as it is."""
-    parameters = loaded.info.parameters
-    return Found(loaded.config, loaded.folder, loaded.device, parameters, loaded.dtype, loaded.info.precision == "4bit")
-
-
-def free() -> None:
-    """Give back memory that nothing refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def known_reference(question: str) -> str:

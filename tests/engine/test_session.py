@@ -16,7 +16,8 @@ from deepdoctor.dataset import held_out_examples
 from deepdoctor.engine.fingerprint import base_weights
 from deepdoctor.engine.model import ROOM_TO_WORK, find
 from deepdoctor.engine.protocol import Compare
-from deepdoctor.engine.session import Session, known_reference, weight_bytes
+from deepdoctor.engine.room import weight_bytes
+from deepdoctor.engine.session import Session, known_reference
 from deepdoctor.errors import EngineError, ModelError, ProofError, RunError
 from deepdoctor.runs import Run
 from tests.engine import tiny
