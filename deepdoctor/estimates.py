@@ -147,7 +147,7 @@ def seconds_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequ
     read = padded_length(lengths, how.batch, how.padded_to) if how.padded_to else sum(lengths) / len(lengths)
     shared = how.devices if kind == "cuda" else 1  # processes on a CPU share its cores
     trained = steps * config.rows_per_step * read * operations / rate / shared
-    batches = steps * how.accumulation * SECONDS_PER_BATCH[kind]
+    batches = steps * how.accumulation * how.devices * SECONDS_PER_BATCH[kind] / shared
     evaluations = _times(steps, config.eval_steps) if config.held_out_rows else 0
     evaluated = evaluations * config.held_out_rows * sum(lengths) / len(lengths) * 2 * model.parameters / rate
     answers = _times(steps, config.probe_steps) * max(1, len(config.probe_questions)) if config.probe_steps else 0

@@ -84,7 +84,8 @@ def _environment(devices: int) -> dict[str, str]:
     found = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
     path = os.pathsep.join([str(Path(deepdoctor.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     threads = str(max(1, (os.cpu_count() or 1) // devices))
-    return {"OMP_NUM_THREADS": threads, **found, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    alone = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}  # nothing leaves this machine
+    return {"OMP_NUM_THREADS": threads, **alone, **found, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def why_failed(folder: Path, code: int) -> str:

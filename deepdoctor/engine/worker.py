@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from deepdoctor.config import FinetuneConfig, ModelConfig
-from deepdoctor.errors import told
+from deepdoctor.errors import DeepDoctorError, is_out_of_memory, told
 from deepdoctor.files import write_json
 from deepdoctor.runs import Run, is_alive
 
@@ -75,6 +75,8 @@ def train(run: Run, job: dict[str, Any], wanted: Callable[[], bool]) -> None:
     from deepdoctor.engine.finetune import finetune
     from deepdoctor.engine.model import load
 
+    # among several processes accelerate calls the CPU cpu:0, a place from which torch cannot restore an optimizer
+    torch.serialization.register_package(0, lambda _stored: None, lambda stored, place: stored if place == "cpu:0" else None)
     loaded = load(ModelConfig.of(job["model"]), run.path.parents[1])
     loaded.info = replace(loaded.info, devices=int(os.environ["WORLD_SIZE"]))
 
@@ -86,6 +88,13 @@ def train(run: Run, job: dict[str, Any], wanted: Callable[[], bool]) -> None:
     finetune(loaded, run, should_stop, job["resume"])
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong, for the user."""
+    if isinstance(error, DeepDoctorError) or is_out_of_memory(error):
+        return str(told(error, "training"))
+    return f"{type(error).__name__}: {error}. Details are in workers/output.log in the run's folder."
 
 
 class Watch:
@@ -122,11 +131,12 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         if not (folder / "error.json").exists():
-            write_json(folder / "error.json", {"message": str(told(error, "training")), "process": rank})
+            write_json(folder / "error.json", {"message": in_words(error), "process": rank})
         sys.stderr.flush()
         os._exit(1)  # the others wait for this one, and what is left of it would wait for them
     if run.state == "stopped" and not watched():
         run.set_status(state="interrupted", message=ENGINE_GONE)
+        run.log(f"Interrupted: {ENGINE_GONE}")
 
 
 if __name__ == "__main__":
