@@ -63,6 +63,8 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
     )
     if how.devices > 1:
         order = Filled(len(rows.train), how.batch * how.devices, config.seed)
+        # the library tells the order its epoch, but not through what skips the first batches of a resumed one
+        order.set_epoch((checkpoints[-1] if resume else 0) // -(-len(rows.train) // config.rows_per_step))
         trainer._get_train_sampler = lambda *_dataset: order
     trainer.remove_callback(PrinterCallback)  # standard output belongs to the caller
     try:
