@@ -69,7 +69,9 @@ def _devices(config: FinetuneConfig, model: ModelInfo) -> tuple[Choice, ...]:
     if config.devices == 1:
         return (Choice("GPUs", value, AS_SET),)
     rows = config.rows_per_step // config.devices
-    shared = f"{rows} rows of each step on each, {config.rows_per_step} together; memory is that of one of them."
+    shared = (
+        f"{rows} {'row' if rows == 1 else 'rows'} of each step on each, {config.rows_per_step} together; memory is that of one of them."
+    )
     return (Choice("GPUs", value, shared if gpu else f"{shared} They share the CPU's cores: a way to try it, and no faster."),)
 
 

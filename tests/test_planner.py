@@ -192,6 +192,7 @@ def test_gpus_are_told_where_there_are_several() -> None:
     assert (shared.name, shared.value) == ("GPUs", "4 of 8")
     assert shared.why.startswith("2 rows of each step on each, 8 together")
     assert why(ARTICLE.changed(devices=4, rows_per_device=True), eight, "GPUs").startswith("8 rows of each step on each, 32 together")
+    assert why(ARTICLE.changed(devices=8), eight, "GPUs").startswith("1 row of each step on each, 8 together")
     assert why(ARTICLE.changed(devices=8), eight, "Batch size × accumulation") == "The recipe's rows, shared by 8."
     assert why(ARTICLE.changed(devices=2), eight, "Batch size × accumulation") == "As set in the recipe."
     assert "no faster" in why(ARTICLE.changed(devices=2), replace(NANO, devices=2), "GPUs")

@@ -98,12 +98,12 @@ def why_failed(folder: Path, code: int) -> str:
     return f"The training processes {how}; see workers/output.log in the run's folder. Their last lines:\n{last}"
 
 
-def end(process: "subprocess.Popen[Any]") -> None:
-    """End a launcher and its processes: asked first, then killed."""
+def end(process: "subprocess.Popen[Any]", wait: float = TO_END) -> None:
+    """End a launcher and its processes: asked first, and after so many seconds killed."""
     with suppress(psutil.NoSuchProcess):
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         process.terminate()
-        for left in psutil.wait_procs(family, timeout=TO_END)[1]:
+        for left in psutil.wait_procs(family, timeout=wait)[1]:
             with suppress(psutil.NoSuchProcess):
                 left.kill()
     process.wait()

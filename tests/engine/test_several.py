@@ -5,6 +5,7 @@ import deepdoctor.engine.accelerator  # noqa: F401
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,7 @@ from deepdoctor.engine.client import EngineClient
 from deepdoctor.engine.finetune import Filled
 from deepdoctor.engine.protocol import Compare
 from deepdoctor.engine.session import Session
-from deepdoctor.engine.several import launch_command, why_failed, workers_folder
+from deepdoctor.engine.several import end, launch_command, why_failed, workers_folder
 from deepdoctor.engine.worker import ENGINE_GONE, ReadRun, take_place
 from deepdoctor.errors import ConfigError, EngineError
 from deepdoctor.files import write_json
@@ -176,6 +177,15 @@ def test_why_processes_failed_is_told_in_the_first_ones_words_or_their_last_line
     assert told.endswith("line 4\nline 5\nline 6\nline 7\nline 8")
     write_json(tmp_path / "error.json", {"message": "Out of memory while training."})
     assert why_failed(tmp_path, 1) == "Out of memory while training."
+
+
+def test_a_launcher_is_ended_with_what_it_started() -> None:
+    launcher = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 100 & wait"], start_new_session=True)
+    assert tiny.until(lambda: bool(psutil.Process(launcher.pid).children()))
+    (child,) = psutil.Process(launcher.pid).children()
+    end(launcher, wait=0.2)
+    assert launcher.returncode == -signal.SIGKILL
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE  # whoever inherits it may not ask for it
 
 
 def test_the_launcher_is_the_librarys(opened: Session, dataset: DatasetConfig) -> None:
