@@ -181,16 +181,19 @@ class Session:
         seen = graded(self._side(latest.run).training_questions(), latest.question)
         return self.comparisons.save(replace(latest, seen=seen))
 
-    def _in_precision(self, run: Run) -> LoadedModel:
-        """The run's model in the precision that its plan asks for; only Unsloth can load it anew."""
+    def _in_precision(self, run: Run) -> ModelConfig:
+        """The run's model in the precision that its plan asks for; only Unsloth can load it anew.
+
+        Raises what is wrong with the plan, if several devices are to train: it must be told before the model makes room for them.
+        """
         loaded = self._for(run)
-        if loaded.info.backend != "unsloth":
-            return loaded
+        if loaded.info.backend != "unsloth" and run.finetune.devices == 1:
+            return loaded.config
         wanted = plan(run.finetune, loaded.info, [len(row.ids) for row in prepare_rows(loaded, run).train]).how.precision
-        if wanted == loaded.info.precision:
-            return loaded
+        if loaded.info.backend != "unsloth" or wanted == loaded.info.precision:
+            return loaded.config
         sixteen = str(half()).removeprefix("torch.")
-        return self.load(loaded.config.changed(precision="4bit" if wanted == "4bit" else sixteen))
+        return loaded.config.changed(precision="4bit" if wanted == "4bit" else sixteen)
 
     def compare(self, request: Compare, should_stop: Ask = never) -> Iterator[Comparison]:
         """Snapshots of one comparison; the last one is proven, graded seen or unseen, and saved."""
@@ -222,15 +225,14 @@ class Session:
         """Train here, or by several processes, for which the model makes room."""
         from deepdoctor.engine.finetune import finetune
 
-        loaded = self._in_precision(run)
+        config = self._in_precision(run)
         self.pairs.release()
+        assert self.loaded
+        same = config == self.loaded.config
         if run.finetune.devices == 1:
-            finetune(loaded, run, should_stop, resume)
+            finetune(self.loaded if same else self.load(config), run, should_stop, resume)
             return
-        # what cannot work is told before the model is given up
-        plan(run.finetune, loaded.info, [len(row.ids) for row in prepare_rows(loaded, run).train])
-        config, self._set_aside = loaded.config, found_again(loaded)
-        del loaded
+        self._set_aside = found_again(self.loaded) if same else find(config)
         self.loaded = self._pairs = None
         free()
         train_on_several(run, config, should_stop, resume)
