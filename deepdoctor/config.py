@@ -134,9 +134,7 @@ class FinetuneConfig(Config):
     learning_rate: float = _setting(2e-4, "Learning rate", "Peak learning rate of the adapter", basic=True, gt=0, le=1)
     batch_size: int = _setting(2, "Batch size", "Rows computed at once on one device; see Batches", basic=True, ge=1, le=256)
     accumulation: int = _setting(4, "Accumulation", "Batches added up before each optimizer step", basic=True, ge=1, le=1024)
-    batching: Literal["auto", "as_set"] = _setting(
-        "as_set", "Batches", "auto: as many rows a step as batch size × accumulation, in the largest batches that fit"
-    )
+    batching: Literal["auto", "as_set"] = _setting("as_set", "Batches", "auto: the same rows a step, in the largest batches that fit")
     devices: int = _setting(1, "GPUs", "GPUs of this machine that share the rows of each step", ge=1, le=64)
     rows_per_device: bool = _setting(False, "Rows per GPU", "As many rows a step on each GPU, instead of one step's rows shared among them")
     lora_rank: int = _setting(16, "LoRA rank", "Width of the adapter", basic=True, ge=1, le=512)
