@@ -182,10 +182,7 @@ class Session:
         return self.comparisons.save(replace(latest, seen=seen))
 
     def _in_precision(self, run: Run) -> ModelConfig:
-        """The run's model in the precision that its plan asks for; only Unsloth can load it anew.
-
-        Raises what is wrong with the plan, if several devices are to train: it must be told before the model makes room for them.
-        """
+        """The run's model in the precision that its plan asks for; only Unsloth can load it anew. Raises what is wrong with such a plan."""
         loaded = self._for(run)
         if loaded.info.backend != "unsloth" and run.finetune.devices == 1:
             return loaded.config
