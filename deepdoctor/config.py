@@ -134,9 +134,9 @@ class FinetuneConfig(Config):
     learning_rate: float = _setting(2e-4, "Learning rate", "Peak learning rate of the adapter", basic=True, gt=0, le=1)
     batch_size: int = _setting(2, "Batch size", "Rows computed at once on one device; see Batches", basic=True, ge=1, le=256)
     accumulation: int = _setting(4, "Accumulation", "Batches added up before each optimizer step", basic=True, ge=1, le=1024)
-    batching: Literal["auto", "as_set"] = _setting(
-        "as_set", "Batches", "auto: as many rows a step as batch size × accumulation, in the largest batches that fit"
-    )
+    batching: Literal["auto", "as_set"] = _setting("as_set", "Batches", "auto: the same rows a step, in the largest batches that fit")
+    devices: int = _setting(1, "GPUs", "GPUs of this machine that share the rows of each step", ge=1, le=64)
+    rows_per_device: bool = _setting(False, "Rows per GPU", "As many rows a step on each GPU, instead of one step's rows shared among them")
     lora_rank: int = _setting(16, "LoRA rank", "Width of the adapter", basic=True, ge=1, le=512)
     lora_alpha: int = _setting(16, "LoRA alpha", "The adapter is scaled by alpha / rank", ge=1, le=1024)
     lora_dropout: float = _setting(0.0, "LoRA dropout", "Share of adapter inputs dropped in training", ge=0, lt=1)
@@ -180,12 +180,14 @@ class FinetuneConfig(Config):
     def _fits_together(self) -> Self:
         if self.max_steps and self.warmup_steps > self.max_steps:
             raise ValueError(f"Warm-up steps ({self.warmup_steps}) must not exceed the steps ({self.max_steps})")
+        if self.rows_per_step % self.devices:
+            raise ValueError(f"GPUs ({self.devices}) must divide the {self.rows_per_step} rows of a step, or take as many rows each")
         return self
 
     @property
     def rows_per_step(self) -> int:
-        """Rows that go into one optimizer step on one device."""
-        return self.batch_size * self.accumulation
+        """Rows that go into one optimizer step, on all devices together."""
+        return self.batch_size * self.accumulation * (self.devices if self.rows_per_device else 1)
 
     def steps_for(self, rows: int) -> int:
         """Optimizer steps of a run over `rows` training rows."""

@@ -179,6 +179,11 @@ def split(examples: list[Example], held_out: int, seed: int) -> tuple[list[Examp
     return training, [examples[index] for index in sorted(drawn)]
 
 
+def known_reference(question: str) -> str:
+    """The reference answer of a bundled held-out question, or ""."""
+    return next((case.example.response for case in held_out_examples() if case.example.question == question.strip()), "")
+
+
 def keep_apart(examples: list[Example], source: str, held_out: int, seed: int) -> tuple[list[Example], list[Example]]:
     """(training, kept apart): bundled cases have held-out cases of their own, all kept apart; from other sources `split` draws them."""
     if source == "bundled":

@@ -38,6 +38,7 @@ OUT_OF_MEMORY = {
     "exporting": "Export without the merged model, or free some memory first.",
     "preparing": "Lower the study's longest answer; what is written stays, and preparing goes on from there.",
     "loading": "Choose a smaller model, or 4 bits.",
+    "training": "Lower the batch size or the longest row, or choose 4-bit precision.",
 }
 
 

@@ -17,6 +17,8 @@ TRAINING_EFFICIENCY = {"cpu": 0.34, "16bit": 0.63, "4bit": 0.17}
 SECONDS_PER_BATCH = {"cpu": 0.045, "16bit": 0.01, "4bit": 0.06}
 DECODE_SECONDS_PER_LAYER = {"cpu": 0.92e-3, "cuda": 5e-4}
 SECONDS_TO_START = {"cpu": 2.5, "cuda": 8.0}
+# more of them where several processes train: each imports its libraries and loads the model. Measured on the CPU only
+SECONDS_FOR_PROCESSES = {"cpu": 8.0, "cuda": 45.0}
 # what cuDNN's attention takes to plan one layer for a length that it has not met: the bfloat16 run above took 1.46 s a step with it
 CUDNN_PLAN_SECONDS = (1.46 - 0.54) / 32
 # what the Quick preset takes with the embedded model on those two cores: 54 to 57 s; said wherever that run is recommended
@@ -34,6 +36,7 @@ OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_8bit": 2}
 ADAPTER_BYTES = 8  # a float32 weight and its float32 gradient
 # of a checkpoint: a float32 weight; what lies beside weights and optimizer, tokenizer not counted; a step in the trainer's own log
 SAVED_WEIGHT_BYTES, SAVED_BESIDE_BYTES, SAVED_STEP_BYTES = 4, 110_000, 300
+GRADIENT_BYTES = 4  # the same gradient once more, where several devices exchange it
 LOGIT_BYTES = 8  # a float32 logit and its gradient
 # Unsloth's loss works through the logits in pieces. With it, 8 × 1 rows of 724 tokens of an 8B in bfloat16 took 39.9 GiB on an H200
 PIECE_OF_LOGITS = 2 * 2**30
@@ -49,7 +52,8 @@ class How:
 
     precision: of the base while it trains; batch: rows computed at once; accumulation: batches in a step; checkpointing: whether
     activations are computed again; attention: "pytorch" or "cudnn"; padded_to: batches are as long as a multiple of so many tokens, or for
-    0 their rows follow each other without padding; workers: processes that pad batches ahead, 0 for none.
+    0 their rows follow each other without padding; workers: processes that pad batches ahead, 0 for none; devices: that share a step, each
+    with its batch × accumulation.
     """
 
     precision: str
@@ -59,6 +63,7 @@ class How:
     attention: str = "pytorch"
     padded_to: int = 1
     workers: int = 0
+    devices: int = 1
 
 
 def fits_in_16_bits(parameters: float, memory_bytes: int) -> bool:
@@ -105,16 +110,18 @@ def tokens_at_once(lengths: Sequence[int], how: How) -> float:
 def memory_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequence[int]) -> int:
     """Peak bytes while rows of these `lengths` are trained on.
 
-    Weights + adapter (weight, gradient, optimizer states) + activations and logits of the largest batch, or what the held-out
-    loss needs if that is more; off a GPU with the process around them, because that is what a run's metrics tell. Activations of a
-    layer: the inputs and outputs of its projections, and on a CPU attention's scores. With checkpointing only each layer's input is kept,
+    Of one device: weights + adapter (weight, gradient, optimizer states) + activations and logits of the largest batch, or what the
+    held-out loss needs if that is more; off a GPU with the process around them, because that is what a run's metrics tell. Activations of
+    a layer: the inputs and outputs of its projections, and on a CPU attention's scores. With checkpointing only each layer's input is kept,
     and one layer whole.
     """
     cuda = on_gpu(model.device)
     number_bytes = 4 if how.precision == "float32" else 2
     embedded = 2 * model.vocabulary * model.hidden_size if how.precision == "4bit" else 0  # embeddings and head stay in 16 bit
     weights = (model.parameters - embedded) * BYTES_PER_WEIGHT[how.precision] + embedded * 2
-    adapter = trainable_parameters(config, model) * (ADAPTER_BYTES + OPTIMIZER_BYTES[config.optimizer if cuda else "adamw_torch"])
+    exchanged = GRADIENT_BYTES if how.devices > 1 else 0
+    states = OPTIMIZER_BYTES[config.optimizer if cuda else "adamw_torch"]
+    adapter = trainable_parameters(config, model) * (ADAPTER_BYTES + states + exchanged)
     layer, unsloth = _kept_by_a_layer(model), model.backend == "unsloth"
     inputs = 0 if unsloth else model.layers * model.hidden_size  # Unsloth's checkpointing keeps them in the machine's own memory
     layers = layer + inputs if how.checkpointing else layer * model.layers
@@ -165,7 +172,8 @@ def seconds_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequ
     """Seconds of a whole run over rows of these `lengths`.
 
     4·N operations a token, forward and backward through N frozen weights (6·N with checkpointing, which goes forward twice), over padded
-    batches; 2·N a token for each held-out loss; probes by decoding. Attention's own arithmetic is left out.
+    batches; 2·N a token for each held-out loss; probes by decoding. Several GPUs share the training alone. Left out: attention's own
+    arithmetic, and exchanging gradients.
     """
     kind = "cuda" if on_gpu(model.device) else "cpu"
     held = "cpu" if kind == "cpu" else "4bit" if how.precision == "4bit" else "16bit"
@@ -173,14 +181,16 @@ def seconds_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequ
     steps = config.steps_for(len(lengths))
     operations = (6 if how.checkpointing else 4) * model.parameters
     read = padded_length(lengths, how.batch, how.padded_to) if how.padded_to else sum(lengths) / len(lengths)
-    trained = steps * config.rows_per_step * read * operations / rate
-    batches = steps * how.accumulation * SECONDS_PER_BATCH[held]
+    shared = how.devices if kind == "cuda" else 1  # processes on a CPU share its cores
+    trained = steps * config.rows_per_step * read * operations / rate / shared
+    batches = steps * how.accumulation * how.devices * SECONDS_PER_BATCH[held] / shared
     evaluations = _times(steps, config.eval_steps) if config.held_out_rows else 0
     evaluated = evaluations * config.held_out_rows * sum(lengths) / len(lengths) * 2 * model.parameters / rate
     answers = _times(steps, config.probe_steps) * max(1, len(config.probe_questions)) if config.probe_steps else 0
     probed = answers * config.probe_tokens * model.layers * DECODE_SECONDS_PER_LAYER[kind]
     met = min(steps * how.accumulation, len({rounded_up(length, how.padded_to) for length in lengths})) if how.attention == "cudnn" else 0
-    return SECONDS_TO_START[kind] + trained + batches + evaluated + probed + met * model.layers * CUDNN_PLAN_SECONDS
+    start = SECONDS_TO_START[kind] + (SECONDS_FOR_PROCESSES[kind] if how.devices > 1 else 0)
+    return start + trained + batches + evaluated + probed + met * model.layers * CUDNN_PLAN_SECONDS
 
 
 def _times(steps: int, every: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.protocol import ModelInfo
+from deepdoctor.errors import ConfigError
 from deepdoctor.estimates import How, memory_of, on_gpu, padded_length, rounded_up, seconds_of
 
 GIB = 2**30
@@ -36,8 +37,10 @@ def decide(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> 
     """How a run over rows of these `lengths` (those that are trained on, not empty) is computed, and why.
 
     Of what fits, a way that is expected to be as fast as any; where nothing fits, what takes least. Settings that are not "auto" are taken
-    as they are; the base is held in 4 bits only where that is asked for, or where 16 bits fit in no way.
+    as they are; the base is held in 4 bits only where that is asked for, or where 16 bits fit in no way. Raises ConfigError for more
+    devices than there are.
     """
+    _require_devices(config, model)
     ways = list(_ways(config, model))
     usable = USABLE * model.memory_bytes
     fitting = [way for way in ways if memory_of(config, model, way, lengths) <= usable]
@@ -52,7 +55,30 @@ def decide(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> 
         Choice("Attention", "cuDNN" if how.attention == "cudnn" else "PyTorch", reasons.attention()),
         Choice("Padding", _padding(how.padded_to), reasons.padding()),
         Choice("Loader workers", str(how.workers) if how.workers else "none", reasons.workers()),
+        *_devices(config, model),
     )
+
+
+def _require_devices(config: FinetuneConfig, model: ModelInfo) -> None:
+    if config.devices <= model.devices:
+        return
+    there = f"this machine has {model.devices}" if on_gpu(model.device) else f"without one, at most {model.devices} processes share the CPU"
+    raise ConfigError(f"GPUs: {there} (given: {config.devices}).", field="devices")
+
+
+def _devices(config: FinetuneConfig, model: ModelInfo) -> tuple[Choice, ...]:
+    """By how many devices, where there is a choice."""
+    gpu = on_gpu(model.device)
+    if config.devices == 1 and not (gpu and model.devices > 1):
+        return ()
+    value = f"{config.devices} of {model.devices}" if gpu else f"none, {config.devices} processes"
+    if config.devices == 1:
+        return (Choice("GPUs", value, AS_SET),)
+    rows = config.rows_per_step // config.devices
+    shared = (
+        f"{rows} {'row' if rows == 1 else 'rows'} of each step on each, {config.rows_per_step} together; memory is that of one of them."
+    )
+    return (Choice("GPUs", value, shared if gpu else f"{shared} They share the CPU's cores: a way to try it, and no faster."),)
 
 
 def _ways(config: FinetuneConfig, model: ModelInfo) -> Iterator[How]:
@@ -67,11 +93,12 @@ def _ways(config: FinetuneConfig, model: ModelInfo) -> Iterator[How]:
                 yield How(
                     precision=precision,
                     batch=batch,
-                    accumulation=config.rows_per_step // batch,
+                    accumulation=config.rows_per_step // config.devices // batch,
                     checkpointing=again,
                     attention=attention,
                     padded_to=config.padded_to or chosen,
                     workers=config.loader_workers,
+                    devices=config.devices,
                 )
 
 
@@ -104,11 +131,11 @@ def _precisions(config: FinetuneConfig, model: ModelInfo) -> tuple[str, ...]:
 
 
 def _batches(config: FinetuneConfig) -> list[int]:
-    """Batch sizes that divide the recipe's rows a step, the largest first; or the one that is set."""
-    if config.batching == "as_set":
-        return [config.batch_size]
-    rows = config.rows_per_step
-    return [batch for batch in range(min(rows, MOST_AT_ONCE), 0, -1) if rows % batch == 0]
+    """Batch sizes that divide a device's rows of a step, the largest first; or the one that is set, no larger than a device's share."""
+    rows = config.rows_per_step // config.devices
+    most = config.batch_size if config.batching == "as_set" else MOST_AT_ONCE
+    found = [batch for batch in range(min(rows, most), 0, -1) if rows % batch == 0]
+    return found[:1] if config.batching == "as_set" else found
 
 
 @dataclass(frozen=True)
@@ -150,12 +177,12 @@ class _Reasons:
 
     def batch(self) -> str:
         if self.config.batching == "as_set":
-            return AS_SET
+            return AS_SET if self.how.batch == self.config.batch_size else f"The recipe's rows, shared by {self.how.devices}."
         if not self._fits:
             return f"The smallest there is, and still it needs about {self._gib()} of {self._usable()}."
         larger = [batch for batch in _batches(self.config) if batch > self.how.batch]
         if not larger:
-            return f"All rows of a step at once fit: about {self._gib()} of {self._usable()}."
+            return f"All rows of a step{' on each' if self.how.devices > 1 else ''} at once fit: about {self._gib()} of {self._usable()}."
         return f"The largest that fits: {larger[-1]} rows at once would need about {self._gib(batch=larger[-1])} of {self._usable()}."
 
     def checkpointing(self) -> str:

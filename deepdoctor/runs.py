@@ -5,10 +5,10 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import psutil
 
@@ -26,6 +26,8 @@ class Run:
     """One fine-tuning run on disk. Everything is read afresh on each call: another process may be writing it."""
 
     path: Path
+    # whether what is written to it is kept: of several processes that train it, one writes
+    writes: ClassVar[bool] = True
 
     @property
     def id(self) -> str:
@@ -110,6 +112,10 @@ class Run:
         """The last lines of train.log."""
         file = self.path / "train.log"
         return "\n".join(file.read_text(encoding="utf-8").splitlines()[-lines:]) if file.exists() else ""
+
+    def keep(self, name: str, value: Any) -> None:
+        """Write a JSON file of its folder, such as questions.json."""
+        write_json(self.path / name, value)
 
     def append_probe(self, row: dict[str, Any]) -> None:
         """Append a probe answer: {"step", "question", "reasoning", "response", "closed", "tokens"}."""
@@ -239,6 +245,19 @@ def grown(curve: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> lis
         else:
             rows.append(row)
     return rows
+
+
+def logged(run: Run) -> Callable[[str, float | None], None]:
+    """What writes each thing that is done, as it is reported, into the run's log once, without its numbers."""
+    said = ""
+
+    def report(words: str, _fraction: float | None) -> None:
+        nonlocal said
+        before, said = said, words.partition(":")[0]
+        if said != before:
+            run.log(f"{said}.")
+
+    return report
 
 
 def changed_files(before: Sequence[Any], now: Sequence[Any]) -> set[str]:

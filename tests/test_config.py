@@ -179,6 +179,20 @@ def test_steps_follow_from_rows_and_epochs(steps: int, epochs: float, rows: int,
     assert config.steps_for(rows) == expected
 
 
+def test_gpus_share_the_rows_of_a_step_or_have_as_many_each() -> None:
+    assert preset("article").devices == 1
+    assert preset("article").changed(devices=4).rows_per_step == 8
+    assert preset("article").changed(devices=3, rows_per_device=True).rows_per_step == 24
+    assert preset("article").changed(devices=4, rows_per_device=True, max_steps=0).steps_for(500) == 16
+    with pytest.raises(ConfigError, match=r"^GPUs \(3\) must divide the 8 rows of a step"):
+        preset("article").changed(devices=3)
+
+
+def test_a_recipe_from_before_several_gpus_is_read() -> None:
+    older = {name: value for name, value in preset("article").model_dump().items() if name not in ("devices", "rows_per_device")}
+    assert FinetuneConfig.of(older) == preset("article")
+
+
 def test_flags_win_over_the_environment_and_that_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "8000")
     monkeypatch.setenv("MODEL", "some/model")

@@ -177,3 +177,11 @@ def test_small_runs_take_what_was_measured_on_two_cores(changes: dict[str, objec
 
 def test_what_is_said_of_the_quick_run_everywhere_is_its_plan() -> None:
     assert plan(PRESETS["quick"], NANO, tokens("article")).seconds == pytest.approx(QUICK_SECONDS, rel=0.1)
+
+
+def test_gpus_share_the_training_and_each_holds_the_gradients_twice() -> None:
+    long = PRESETS["article"].changed(max_steps=2000, held_out_rows=0, probe_steps=0)
+    one, two = (how(batch=1, accumulation=8 // devices, devices=devices) for devices in (1, 2))
+    assert seconds_of(long, H200, two, ROWS) < 0.6 * seconds_of(long, H200, one, ROWS)
+    assert memory_of(long, H200, two, ROWS) - memory_of(long, H200, one, ROWS) == 4 * trainable_parameters(long, H200)
+    assert seconds_of(long, CPU, two, ROWS) >= seconds_of(long, CPU, one, ROWS), "processes share the cores"

@@ -7,6 +7,7 @@ import pytest
 
 from deepdoctor.config import PRESETS, FinetuneConfig
 from deepdoctor.engine.protocol import ModelInfo
+from deepdoctor.errors import ConfigError
 from deepdoctor.estimates import How, memory_of
 from deepdoctor.planner import USABLE, decide
 from tests.planned import CPU, H200, LLAMA_8B, NANO, ROWS, T4
@@ -175,3 +176,36 @@ def test_every_choice_has_its_reason_in_one_line(model: ModelInfo) -> None:
         assert choice.why.endswith(".")
         assert len(choice.why) < 130
         assert "\n" not in choice.why
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(2, 4), (8, 1), (1, 8), (3, 8), (16, 16)])
+@pytest.mark.parametrize("batching", ["auto", "as_set"])
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_several_gpus_share_the_recipes_rows(devices: int, batching: str, batch: int, accumulation: int) -> None:
+    for each, model in product((False, True), (H200, T4, card(12), CPU)):
+        given = {"batch_size": batch, "accumulation": accumulation, "batching": batching, "devices": devices, "rows_per_device": each}
+        config = AUTO.changed(**given)
+        found = how(config, replace(model, devices=8))
+        assert found.devices == devices
+        assert found.batch * found.accumulation * devices == config.rows_per_step == batch * accumulation * (devices if each else 1)
+        assert batching == "auto" or found.batch <= batch
+
+
+def test_gpus_are_told_where_there_are_several() -> None:
+    eight = replace(H200, devices=8)
+    assert "GPUs" not in [choice.name for choice in decide(ARTICLE, H200, ROWS)[1]]
+    assert decide(ARTICLE, eight, ROWS)[1][-1].value == "1 of 8"
+    shared = decide(ARTICLE.changed(devices=4), eight, ROWS)[1][-1]
+    assert (shared.name, shared.value) == ("GPUs", "4 of 8")
+    assert shared.why.startswith("2 rows of each step on each, 8 together")
+    assert why(ARTICLE.changed(devices=4, rows_per_device=True), eight, "GPUs").startswith("8 rows of each step on each, 32 together")
+    assert why(ARTICLE.changed(devices=8), eight, "GPUs").startswith("1 row of each step on each, 8 together")
+    assert why(ARTICLE.changed(devices=8), eight, "Batch size × accumulation") == "The recipe's rows, shared by 8."
+    assert why(ARTICLE.changed(devices=2), eight, "Batch size × accumulation") == "As set in the recipe."
+    assert "no faster" in why(ARTICLE.changed(devices=2), replace(NANO, devices=2), "GPUs")
+
+
+def test_more_gpus_than_there_are_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^GPUs: this machine has 1 \(given: 2\)\.$") as refused:
+        decide(ARTICLE.changed(devices=2), H200, ROWS)
+    assert refused.value.field == "devices"

@@ -39,6 +39,13 @@ def device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def devices() -> int:
+    """How many processes can train on this machine, each with a device of its own: GPUs, or on a CPU cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return 1 if torch.backends.mps.is_available() else os.cpu_count() or 1
+
+
 def prepare(most_gib: float | None) -> None:
     """Set up CUDA for this process: at most so much memory, and attention without cuDNN, which builds a plan for each new length."""
     if not torch.cuda.is_available():

@@ -4,11 +4,14 @@ from deepdoctor.engine.accelerator import GIB, attention_by
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, PrinterCallback, Trainer
 from trl import SFTConfig, SFTTrainer
 
@@ -18,10 +21,15 @@ from deepdoctor.engine.follow import Follow, peak_bytes
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.engine.tracking import Tracker
-from deepdoctor.estimates import How
+from deepdoctor.estimates import How, rounded_up
 from deepdoctor.files import write_json
 from deepdoctor.plan import Plan, plan, require_disk, roughly
 from deepdoctor.runs import Run
+
+# tokens of a row without any that is trained on: some, because a row of one token is a special case for losses
+BLANK_TOKENS = 8
+# seconds that processes wait for each other while the first evaluates, asks the probe questions and saves
+LONGEST_WAIT = 7200
 
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
 
@@ -40,6 +48,7 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
         resume = False
     run.claim()
     rows = prepare_rows(loaded, run)
+    rows = rows if run.writes else replace(rows, held_out=[], held_out_questions=[])
     planned = plan(config, loaded.info, [len(row.ids) for row in rows.train])
     if not resume:
         require_disk(planned.disk_bytes, disk)
@@ -51,11 +60,16 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
     trainer: Any = (SFTTrainer if loaded.device.type == "cuda" else PlainLossTrainer)(
         model=model,
         args=trainer_arguments(run, how, steps, loaded),
-        train_dataset=Dataset.from_dict(rows.columns()),
+        train_dataset=Dataset.from_dict(rows.columns(blank=[loaded.eos_id] * BLANK_TOKENS if how.devices > 1 else [])),
         data_collator=collator(loaded, how),
         processing_class=loaded.tokenizer,
         callbacks=[follow],
     )
+    if how.devices > 1:
+        order = Filled(len(rows.train), how.batch * how.devices, config.seed)
+        # the library tells the order its epoch, but not through what skips the first batches of a resumed one
+        order.set_epoch((checkpoints[-1] if resume else 0) // -(-len(rows.train) // config.rows_per_step))
+        trainer._get_train_sampler = lambda *_dataset: order
     trainer.remove_callback(PrinterCallback)  # standard output belongs to the caller
     try:
         if resume:
@@ -67,7 +81,8 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
         loaded.backend.rest(model)
         follow.tracker.finish(run.probes())
         run.set_status(peak_bytes=peak_bytes(loaded.device))
-    _save_adapter(loaded, run, follow)
+    if run.writes:
+        _save_adapter(loaded, run, follow)
 
 
 def collator(loaded: LoadedModel, how: How) -> Callable[[list[dict[str, Any]]], Any]:
@@ -84,6 +99,28 @@ class InLine(DataCollatorWithFlattening):
         """{"input_ids", "labels", "position_ids"} of [1, tokens] each, and the lengths; no first token is predicted from another row."""
         lengths = torch.tensor([len(row["input_ids"]) for row in features], dtype=torch.int32)
         return {**super().__call__(features, *args, **kwargs), "packed_seq_lengths": lengths}
+
+
+class Filled(Sampler[int]):
+    """The rows of an epoch in the order of a single device, then the blank row, the one after the last, until all batches of all are full.
+
+    The library would fill the last batches with rows from the beginning, and the last step of an epoch would learn from those twice.
+    """
+
+    def __init__(self, rows: int, multiple: int, seed: int) -> None:
+        self.rows, self.multiple = rows, multiple
+        self.order = SeedableRandomSampler(range(rows), data_seed=seed)
+
+    def __len__(self) -> int:
+        return rounded_up(self.rows, self.multiple)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.order
+        yield from [self.rows] * (len(self) - self.rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch comes next: each has an order of its own."""
+        self.order.set_epoch(epoch)
 
 
 class PlainLossTrainer(SFTTrainer):
@@ -122,12 +159,16 @@ def trainer_arguments(run: Run, how: How, steps: int, loaded: LoadedModel) -> SF
         dataloader_pin_memory=on_gpu,
         dataloader_num_workers=how.workers,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        ddp_timeout=LONGEST_WAIT,
     )
 
 
 def _note_how(loaded: LoadedModel, run: Run, planned: Plan) -> None:
     """Write down by what and how it trains, why, and what it is expected to take; on a GPU the peak counts from here."""
-    run.set_status(precision=loaded.info.precision, backend=loaded.info.backend, device=loaded.info.device)
+    device = loaded.info.device + (f" × {planned.how.devices}" if planned.how.devices > 1 else "")
+    run.set_status(precision=loaded.info.precision, backend=loaded.info.backend, device=device)
     run.set_status(plan=planned.prediction(), planned_bytes=planned.memory_bytes)
     for choice in planned.choices:
         run.log(f"{choice.name}: {choice.value}. {choice.why}")

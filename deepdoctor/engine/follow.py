@@ -100,6 +100,8 @@ class Follow(TrainerCallback, ExportableState):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Give the checkpoint's adapter its base model's real name, and remove the checkpoints that need not stay."""
+        if not self.run.writes:
+            return
         write_base_name(self.run.checkpoint_dir(state.global_step), self.loaded.config.name)
         asked = checkpoints_asked(Studies(self.run.path.parents[1]), self.run.id)
         if removed := rotate(self.run, self.config.checkpoints_kept, asked):

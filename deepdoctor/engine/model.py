@@ -191,6 +191,7 @@ def _info(config: ModelConfig, base: Any, tokenizer: PreTrainedTokenizerBase, da
         base_hash=weights_hash,
         flops=_matmul_rate(device, base.get_input_embeddings().weight.dtype),
         memory_bytes=accelerator.total_bytes(config.gpu_memory_gib),
+        devices=accelerator.devices(),
     )
 
 

@@ -1,11 +1,11 @@
 """A run's rows as token ids and labels: read, checked, split, encoded once, and written down in the run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepdoctor.checks import check
 from deepdoctor.dataset import Example, keep_apart, load_rows, map_columns, to_examples
 from deepdoctor.engine.model import LoadedModel
-from deepdoctor.files import write_json
 from deepdoctor.prompts import marker_in, style_named
 from deepdoctor.runs import Run
 from deepdoctor.tokens import Encoded, encode_example
@@ -21,9 +21,12 @@ class TrainingRows:
     held_out: list[Encoded]
     held_out_questions: list[str]
 
-    def columns(self) -> dict[str, list[list[int]]]:
-        """Training rows as the trainer takes them: {"input_ids", "labels"}, where masked labels are -100."""
-        return {"input_ids": [row.ids for row in self.train], "labels": [labels_of(row) for row in self.train]}
+    def columns(self, blank: Sequence[int] = ()) -> dict[str, list[list[int]]]:
+        """Training rows as the trainer takes them: {"input_ids", "labels"}, where masked labels are -100. `blank`: ids of one more row,
+        masked whole."""
+        more = [list(blank)] if blank else []
+        labels = [labels_of(row) for row in self.train] + [[IGNORED] * len(row) for row in more]
+        return {"input_ids": [row.ids for row in self.train] + more, "labels": labels}
 
 
 def labels_of(row: Encoded) -> list[int]:
@@ -46,8 +49,8 @@ def prepare_rows(loaded: LoadedModel, run: Run) -> TrainingRows:
     longest = min(config.max_seq_length, loaded.info.max_length)
     report = check(examples, tokenizer, loaded.info.eos, style, longest, kept_apart)
     kept = report.kept_examples(examples)
-    write_json(run.path / "questions.json", [example.question for example in kept])
-    write_json(run.path / "rows.json", {"source": rows.source, "fingerprint": rows.fingerprint, **report.summary()})
+    run.keep("questions.json", [example.question for example in kept])
+    run.keep("rows.json", {"source": rows.source, "fingerprint": rows.fingerprint, **report.summary()})
 
     def encode(example: Example, supervision: str) -> Encoded:
         return encode_example(example, tokenizer, loaded.info.eos, style, supervision)

@@ -3,7 +3,6 @@
 from deepdoctor.engine.accelerator import available_bytes, free_bytes, half
 from deepdoctor.engine.accelerator import prepare as prepare_device
 
-import gc
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import torch
 
 from deepdoctor.comparison import Comparison, Comparisons
 from deepdoctor.config import ModelConfig
-from deepdoctor.dataset import held_out_examples
+from deepdoctor.dataset import known_reference
 from deepdoctor.engine.adapters import select_adapter
 from deepdoctor.engine.compare import Pair, Question
 from deepdoctor.engine.export import Say, export, require_room
@@ -23,12 +22,14 @@ from deepdoctor.engine.model import Found, Free, LoadedModel, Report, find, firs
 from deepdoctor.engine.pairs import Pairs
 from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
+from deepdoctor.engine.room import found_again, free, weight_bytes
 from deepdoctor.engine.rows import prepare_rows
+from deepdoctor.engine.several import train_on_several
 from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, told
 from deepdoctor.hub_adapters import FOLDER, PREFIX, HubAdapter, HubAdapters
 from deepdoctor.overlap import graded
 from deepdoctor.plan import plan
-from deepdoctor.runs import Run, Runs
+from deepdoctor.runs import Run, Runs, logged
 from deepdoctor.studies.progress import keep_losses
 from deepdoctor.studies.study import Studies, Study
 
@@ -51,6 +52,7 @@ class Session:
         self.studies = Studies(self.data_dir)
         self.loaded: LoadedModel | None = None
         self._pairs: Pairs | None = None
+        self._set_aside: Found | None = None
 
     def load(self, config: ModelConfig, report: Report = unheard) -> LoadedModel:
         """Load a base model in place of the current one, which stays if this raises ModelError, or if it is the same and unharmed.
@@ -187,17 +189,16 @@ class Session:
         seen = graded(known, latest.question)
         return self.comparisons.save(replace(latest, seen=seen))
 
-    def _in_precision(self, run: Run) -> LoadedModel:
-        """The run's model in the precision that its plan asks for; only Unsloth can load it anew."""
+    def _in_precision(self, run: Run) -> ModelConfig:
+        """The run's model in the precision that its plan asks for; only Unsloth can load it anew. Raises what is wrong with such a plan."""
         loaded = self._for(run)
-        if loaded.info.backend != "unsloth":
-            return loaded
+        if loaded.info.backend != "unsloth" and run.finetune.devices == 1:
+            return loaded.config
         wanted = plan(run.finetune, loaded.info, [len(row.ids) for row in prepare_rows(loaded, run).train]).how.precision
-        if wanted == loaded.info.precision:
-            return loaded
+        if loaded.info.backend != "unsloth" or wanted == loaded.info.precision:
+            return loaded.config
         sixteen = str(half()).removeprefix("torch.")
-        # the original's weights may have to be downloaded, where those in 4 bits came from a mirror
-        return self.load(loaded.config.changed(precision="4bit" if wanted == "4bit" else sixteen), logged(run))
+        return loaded.config.changed(precision="4bit" if wanted == "4bit" else sixteen)
 
     def compare(self, request: Compare, should_stop: Ask = never, side: HubAdapter | None = None) -> Iterator[Comparison]:
         """Snapshots of one comparison; the last one is proven, graded seen or unseen, and saved."""
@@ -216,17 +217,45 @@ class Session:
 
     def finetune(self, run_id: str, resume: bool = False, should_stop: Ask = never) -> Run:
         """Train a run to its end. Whatever goes wrong is written into the run's status and log, then raised."""
+        run = self.runs.get(run_id)
+        try:
+            self._finetune(run, resume, should_stop)
+        except Exception:
+            self._take_up_again()
+            raise
+        self._take_up_again()
+        return run
+
+    def _train(self, run: Run, resume: bool, should_stop: Ask) -> None:
+        """Train here, or by several processes, for which the model makes room."""
         from deepdoctor.engine.finetune import finetune
 
-        run = self.runs.get(run_id)
+        config = self._in_precision(run)
+        self.pairs.release()
+        assert self.loaded
+        same = config == self.loaded.config
+        if run.finetune.devices == 1:
+            # the original's weights may have to be downloaded, where those in 4 bits came from a mirror
+            finetune(self.loaded if same else self.load(config, logged(run)), run, should_stop, resume, self.runs.free_bytes())
+            return
+        self._set_aside = found_again(self.loaded) if same else find(config, logged(run))
+        self.loaded = self._pairs = None
+        free()
+        train_on_several(run, config, should_stop, resume)
+
+    def _take_up_again(self) -> None:
+        """Load the model again that made room. Raises ModelError."""
+        found, self._set_aside = self._set_aside, None
+        if found:
+            self._warm(self._load_beside(found, unheard), unheard)
+
+    def _finetune(self, run: Run, resume: bool, should_stop: Ask) -> None:
         began = time.perf_counter()
         try:
-            loaded = self._in_precision(run)
-            self.pairs.release()
-            finetune(loaded, run, should_stop, resume, self.runs.free_bytes())
+            self._train(run, resume, should_stop)
         except torch.OutOfMemoryError as error:
-            self._failed(run, "Out of memory. Lower the batch size or the longest row, or choose 4-bit precision.")
-            said = EngineError(run.status["message"])
+            said = told(error, "training")
+            self._failed(run, str(said))
             error.__traceback__ = None  # it holds the tensors that did not fit
             free()
             raise said from None
@@ -238,7 +267,6 @@ class Session:
             raise
         run.set_status(wall_seconds=round(time.perf_counter() - began, 1))
         _keep_outcome(run, resume)
-        return run
 
     def prepare(self, study_id: str, should_stop: Ask = never) -> Study:
         """Write the answers that a study lacks. Whatever goes wrong is written into its status, then raised."""
@@ -273,39 +301,3 @@ def _keep_outcome(run: Run, resumed: bool) -> None:
     status = run.status
     if run.state == "finished" and not resumed:
         run.set_status(plan={**status["plan"], "took_seconds": status["wall_seconds"], "peak_bytes": status["peak_bytes"]})
-
-
-def logged(run: Run) -> Report:
-    """A Report that writes each thing that is done into the run's log once, without its numbers."""
-    said = ""
-
-    def report(words: str, _fraction: float | None) -> None:
-        nonlocal said
-        before, said = said, words.partition(":")[0]
-        if said != before:
-            run.log(f"{said}.")
-
-    return report
-
-
-def weight_bytes(loaded: LoadedModel) -> int:
-    """Memory that a model's weights hold."""
-    return sum(weight.numel() * weight.element_size() for weight in loaded.base.parameters())
-
-
-def found_again(loaded: LoadedModel) -> Found:
-    """What loads that model once more, as it is."""
-    parameters = loaded.info.parameters
-    return Found(loaded.config, loaded.folder, loaded.device, parameters, loaded.dtype, loaded.info.precision == "4bit")
-
-
-def free() -> None:
-    """Give back memory that nothing refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def known_reference(question: str) -> str:
-    """The reference answer of a bundled held-out question, or ""."""
-    return next((case.example.response for case in held_out_examples() if case.example.question == question.strip()), "")

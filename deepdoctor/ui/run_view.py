@@ -94,7 +94,11 @@ def _memory(status: Mapping[str, Any]) -> str:
     peak, planned = status.get("peak_bytes"), status.get("planned_bytes")
     if not peak or not planned:
         return ""
-    of = "Peak memory" if on_gpu(str(status.get("device", "CPU"))) else "Peak memory of the whole engine process since it started"
+    gpu = on_gpu(str(status.get("device", "CPU")))
+    if ((status.get("plan") or {}).get("how") or {}).get("devices", 1) > 1:
+        of = f"Peak memory of the first {'GPU' if gpu else 'process'}"
+    else:
+        of = "Peak memory" if gpu else "Peak memory of the whole engine process since it started"
     return f'<p class="dd-muted dd-run-memory">{of} {peak / 2**30:.1f} GiB (planned {planned / 2**30:.1f})</p>'
 
 

@@ -15,14 +15,15 @@ from safetensors.torch import load_file, save_file
 from deepdoctor import nano
 from deepdoctor.comparison import Comparison
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, ModelConfig
-from deepdoctor.dataset import held_out_examples
+from deepdoctor.dataset import held_out_examples, known_reference
 from deepdoctor.engine.decode import Row
 from deepdoctor.engine.fingerprint import base_weights
 from deepdoctor.engine.model import ROOM_TO_WORK, find, load_found
 from deepdoctor.engine.protocol import Compare, Export
-from deepdoctor.engine.session import Session, known_reference, logged, weight_bytes
+from deepdoctor.engine.room import weight_bytes
+from deepdoctor.engine.session import Session
 from deepdoctor.errors import EngineError, ModelError, ProofError, RunError
-from deepdoctor.runs import Run
+from deepdoctor.runs import Run, logged
 from tests.engine import tiny
 
 QUESTION = "A patient aged 33 has a strange rash and two dogs. Why?"

@@ -62,6 +62,14 @@ def test_the_peak_stands_beside_what_was_planned(tmp_path: Path, device: str, sa
     assert says in run_view.progress(run, [])
 
 
+@pytest.mark.parametrize(("device", "says"), [("NVIDIA H200 × 2", "first GPU"), ("CPU × 2", "first process")])
+def test_of_several_the_peak_is_that_of_the_first(tmp_path: Path, device: str, says: str) -> None:
+    run = fake_run(tmp_path)
+    kept = plan(PRESETS["article"].changed(devices=2), replace(NANO, devices=2), [400] * 50).prediction()
+    run.set_status(device=device, peak_bytes=round(7.9 * GIB), planned_bytes=round(8.3 * GIB), plan=kept)
+    assert f">Peak memory of the {says} 7.9 GiB (planned 8.3)<" in run_view.progress(run, [])
+
+
 def test_what_weights_and_biases_says_is_told_with_or_without_a_link(tmp_path: Path) -> None:
     run = fake_run(tmp_path)
     assert "dd-note" not in run_view.progress(run, [])
