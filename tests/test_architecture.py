@@ -17,7 +17,7 @@ ORDER = (
     *("studies.measures", "studies.contest", "studies.headline", "studies.exports", "studies.results", "studies.figures"),
     *("studies.report", "studies.bundle", "studies.draft", "studies.progress", "engine.protocol", "engine.client"),
     *("estimates", "planner", "plan", "publish"),
-    *("engine", "nano", "preview", "commands", "studies.commands", "cli", "__main__", "ui", "app"),
+    *("engine", "nano", "preview", "commands", "studies.commands", "flags", "cli", "__main__", "ui", "app"),
 )
 TORCH = {"torch", "transformers", "peft", "trl", "unsloth", "bitsandbytes", "accelerate", "safetensors"}
 TORCH_FREE = {"deepdoctor.engine", "deepdoctor.engine.protocol", "deepdoctor.engine.client"}

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from deepdoctor import commands
-from deepdoctor.cli import main, parser, settings_given
+from deepdoctor.cli import main, parser
 from deepdoctor.comparison import Comparison, Transcript
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig, SamplingConfig, preset
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.errors import ConfigError
+from deepdoctor.flags import settings_given
 from deepdoctor.proof import Proof
 from deepdoctor.runs import Run, Runs
 

@@ -80,8 +80,9 @@ def card(most_gib: float | None = None) -> Card:
     return Card(device().type, total_bytes(most_gib), half())
 
 
-def half(supports_bfloat16: Callable[..., bool] = torch.cuda.is_bf16_supported) -> torch.dtype:
+def half(supports_bfloat16: Callable[..., bool] | None = None) -> torch.dtype:
     """The 16-bit numbers that the GPU computes in itself: float16 on one that would only emulate bfloat16, such as a T4."""
+    supports_bfloat16 = supports_bfloat16 or torch.cuda.is_bf16_supported
     return torch.bfloat16 if supports_bfloat16(including_emulation=False) else torch.float16
 
 

@@ -1,8 +1,7 @@
 """What the compare tab's events do: ask both sides, stop, choose run and checkpoint, reopen what was saved."""
 
 import secrets
-import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,12 @@ from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
 from deepdoctor.ui import history, transcript
 from deepdoctor.ui.choices import FINAL, also_update, run_label, short_name, step_choices
-from deepdoctor.ui.components import escape, note, user_errors
+from deepdoctor.ui.components import escape, limited, note, user_errors
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.findings import findings
 from deepdoctor.ui.form import Form
 from deepdoctor.ui.model_events import loading
 
-SNAPSHOTS_PER_SECOND = 10
 Profile = gr.OAuthProfile | None
 Side = Run | HubAdapter
 HELD = (
@@ -290,17 +288,3 @@ def hidden_values() -> tuple[Any, ...]:
     """What `Shown.finished` holds beside the panels while nothing is finished."""
     hidden = gr.update(visible=False)
     return hidden, "", "", gr.update(value=None), hidden, gr.update(value="", visible=False), None
-
-
-def limited(items: Iterator[Comparison | str]) -> Generator[Comparison | str, None, None]:
-    """The items without the snapshots that come sooner than a tenth of a second after the one before; closes `items` when closed."""
-    shown = 0.0
-    try:
-        for item in items:
-            if isinstance(item, str) or item.finished or time.monotonic() - shown >= 1 / SNAPSHOTS_PER_SECOND:
-                shown = time.monotonic()
-                yield item
-    finally:
-        close = getattr(items, "close", None)
-        if close:
-            close()

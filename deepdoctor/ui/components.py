@@ -6,12 +6,14 @@ import inspect
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import gradio as gr
 
+from deepdoctor.comparison import Comparison
 from deepdoctor.errors import DeepDoctorError
 
 T = TypeVar("T")
@@ -21,6 +23,7 @@ BANNER = "Research demo. Not a medical device, not medical advice, not clinicall
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 BOLD = re.compile(r"\*\*(\S(?:[^*\n]*\S)?)\*\*")
 BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+(.*)$")
+SNAPSHOTS_PER_SECOND = 10
 NUMBERED = re.compile(r"^\s*\d{1,2}[.)]\s+")
 
 
@@ -153,3 +156,17 @@ def overheard(work: Callable[[Callable[[str], None]], T]) -> Generator[str, None
 def status(html: str) -> str:
     """HTML whose changes are read out."""
     return f'<div role="status">{html}</div>'
+
+
+def limited(items: Iterator[Comparison | str]) -> Generator[Comparison | str, None, None]:
+    """The items without the snapshots that come sooner than a tenth of a second after the one before; closes `items` when closed."""
+    shown = 0.0
+    try:
+        for item in items:
+            if isinstance(item, str) or item.finished or time.monotonic() - shown >= 1 / SNAPSHOTS_PER_SECOND:
+                shown = time.monotonic()
+                yield item
+    finally:
+        close = getattr(items, "close", None)
+        if close:
+            close()

@@ -129,7 +129,8 @@ def test_a_merged_model_answers_as_base_and_adapter_within_the_rounding_of_mergi
     assert merged.info.parameters == loaded.info.parameters
     merging = (in_float32(merged, TEXT, None) - tuned).abs()
     assert merging.mean() <= 2 * computing.mean(), f"{merging.mean():.5f} against {computing.mean():.5f}"
-    assert merging.mean() <= 0.1 * (base - tuned).abs().mean(), "the adapter is in it"
+    # without the adapter it would be 1; on the weights unpacked from 4 bits 0.11 was measured, as much as computing in 16 bits gives there
+    assert merging.mean() <= 0.2 * (base - tuned).abs().mean(), "the adapter is in it"
     again, _logits = asked(merged, None)
     parted = next((place for place, (one, other) in enumerate(zip(written, again, strict=False)) if one != other), None)
     if parted is None:

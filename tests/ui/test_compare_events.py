@@ -14,7 +14,8 @@ from deepdoctor.config import DatasetConfig, ModelConfig, SamplingConfig, preset
 from deepdoctor.engine.protocol import EngineState
 from deepdoctor.errors import EngineError, ModelError, ProofError
 from deepdoctor.ui.choices import FINAL
-from deepdoctor.ui.compare_events import HIDE_REFERENCE, SHOW_REFERENCE, Handlers, limited, toggle_reference
+from deepdoctor.ui.compare_events import HIDE_REFERENCE, SHOW_REFERENCE, Handlers, toggle_reference
+from deepdoctor.ui.components import limited
 from deepdoctor.ui.findings import findings
 from deepdoctor.ui.form import build_form
 from deepdoctor.ui.transcript import SIDES
@@ -249,10 +250,10 @@ def test_the_best_checkpoint_is_marked_and_a_chosen_one_that_was_removed_is_told
     assert rotate(run, 2) == [20]
     assert handlers.fingerprint(None) != before
     with pytest.warns(UserWarning, match="step 20 was removed as newer ones came; now chosen: Step 60"):
-        update = handlers.refresh(run.id, 20, None)[4]
+        update = handlers.refresh(run.id, 20, [], None)[4]
     run.append_metric({"step": 40, "held_out_loss": 0.1})
     rotate(run, 2)
-    update = handlers.refresh(run.id, 40, None)[4]
+    update = handlers.refresh(run.id, 40, [], None)[4]
     assert (update["choices"], update["value"]) == ([("Step 60", 60), ("Step 40 · best held-out loss", 40)], 40)
 
 
