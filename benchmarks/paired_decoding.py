@@ -3,7 +3,8 @@
     python benchmarks/paired_decoding.py [--model nano|FOLDER] [--run ID] [--tokens 256] [--repeats 5] [--json] [--save]
 
 Both ways write the same number of greedy tokens a side from the same prompt. The end-of-sequence token is an ordinary token for both:
-neither stops at it nor avoids it. Without a run, the tuned side is a random rank-16 adapter on all seven projections.
+neither stops at it nor avoids it. Without a run, the tuned side is a random rank-16 adapter on all seven projections. On an NVIDIA GPU
+benchmarks/decoding_gpu.py measures more, in a process of its own for each peer.
 """
 
 import argparse

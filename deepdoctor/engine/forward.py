@@ -17,6 +17,8 @@ Group = tuple[str, slice | Tensor]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
+# what `times` turns round on a CPU: products of a weight of so many numbers with at most so many tokens
+FEW_PLACES, LARGE_WEIGHT = 4, 2**17
 
 
 def why_unpaired(architecture: Any) -> str:
@@ -178,8 +180,8 @@ def hidden_states(model: Any, ids: Tensor, turn: tuple[Tensor, Tensor], groups: 
 
 
 def head(model: Any, hidden: Tensor) -> Tensor:
-    """Logits [..., vocabulary] float32 of hidden states [..., hidden]."""
-    return model.lm_head(rms_norm(model.model.norm, hidden)).float()
+    """Logits [places, vocabulary] float32 of hidden states [places, hidden]."""
+    return times(model.lm_head, rms_norm(model.model.norm, hidden)[:, None])[:, 0].float()
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -226,13 +228,27 @@ def _remember(cache: Tensor, positions: Tensor, new: Tensor) -> Tensor:
 def project(module: nn.Module, x: Tensor, groups: list[Group]) -> Tensor:
     """A linear layer on rows x [rows, new, inputs]: the base weights for all, plus each adapter's low-rank term on its own rows."""
     base: Any = getattr(module, "base_layer", module)
-    out = base(x)
+    out = times(base, x)
     if base is module:
         return out
     adapter: Any = module
     for name, rows in groups:
         if name not in adapter.lora_A:
             continue
-        low = F.linear(x[rows].to(adapter.lora_A[name].weight.dtype), adapter.lora_A[name].weight)
-        out[rows] += (F.linear(low, adapter.lora_B[name].weight) * adapter.scaling[name]).to(out.dtype)
+        first, second, scale = adapter.lora_A[name].weight, adapter.lora_B[name].weight, adapter.scaling[name]
+        low = F.linear(x[rows].flatten(0, 1).to(first.dtype), first)
+        if isinstance(rows, slice) and first.dtype == out.dtype:  # one product fewer to make and to copy
+            out[rows].flatten(0, 1).addmm_(low, second.t(), alpha=scale)
+        else:
+            out[rows] += (F.linear(low, second) * scale).to(out.dtype).view(-1, *out.shape[1:])
     return out
+
+
+def times(layer: Any, x: Tensor) -> Tensor:
+    """A linear layer without adapters on x [rows, new, inputs]."""
+    places = x.shape[0] * x.shape[1]
+    few = 1 < places <= FEW_PLACES and x.device.type == "cpu"
+    if not few or layer.bias is not None or layer.weight.numel() < LARGE_WEIGHT:
+        return layer(x)
+    # the other way round the product is shared out among the cores by outputs: of so few rows a CPU's library would make one core's work
+    return (layer.weight @ x.flatten(0, 1).t()).t().contiguous().view(*x.shape[:2], -1)

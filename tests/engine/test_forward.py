@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from deepdoctor.engine.adapters import select_adapter
-from deepdoctor.engine.forward import FIXED_ROTATIONS, State, TorchSteps, groups_of, rotations
+from deepdoctor.engine.forward import FIXED_ROTATIONS, LARGE_WEIGHT, State, TorchSteps, groups_of, project, rotations, times
 from deepdoctor.engine.model import LoadedModel
 from tests.engine import tiny
 
@@ -171,3 +172,33 @@ def test_an_attached_adapter_does_not_touch_rows_without_one(loaded: LoadedModel
     name = select_adapter(loaded, adapter)
     assert torch.equal(teacher_forced(loaded, PROMPTS[0], None), before)
     assert not torch.allclose(teacher_forced(loaded, PROMPTS[0], name), before)
+
+
+@pytest.mark.parametrize(("rows", "new"), [(1, 1), (2, 1), (1, 3), (4, 1), (5, 1), (2, 6)])
+@pytest.mark.parametrize("bias", [False, True])
+@torch.inference_mode()
+def test_a_product_turned_round_is_the_layer_s(rows: int, new: int, bias: bool) -> None:
+    torch.manual_seed(rows)
+    layer, x = torch.nn.Linear(256, LARGE_WEIGHT // 256, bias=bias), torch.randn(rows, new, 256)
+    found = times(layer, x)
+    assert found.shape == (rows, new, LARGE_WEIGHT // 256)
+    assert found.is_contiguous()
+    assert torch.allclose(found, layer(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("adapters", [["one", None], [None, "one", "one"], ["one", "two", "one"], ["two"]])
+@pytest.mark.parametrize("new", [1, 3])
+@torch.no_grad()
+def test_each_row_gets_its_own_adapter_s_term(adapters: list[str | None], new: int) -> None:
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, lora_alpha=6, target_modules=["0"], init_lora_weights=False)
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 12)), lora, adapter_name="one")
+    model.add_adapter("two", lora)
+    module: Any = model.base_model.model[0]
+    x = torch.randn(len(adapters), new, 8)
+    found = project(module, x, groups_of(adapters))
+    for row, name in enumerate(adapters):
+        right = module.base_layer(x[row])
+        if name:
+            right = right + 1.5 * x[row] @ module.lora_A[name].weight.T @ module.lora_B[name].weight.T
+        assert torch.allclose(found[row], right, atol=1e-5)
