@@ -68,8 +68,11 @@ def test_on_a_network_without_a_login_judged_pairs_are_named_to_nobody(tmp_path:
         reopened = visitor.ask(events["Handlers.reopen"][0], [], {"comparison": saved.id})
         assert ("Base said so" in reopened) is bool(login)
         assert ("You may not open this comparison" in reopened) is not bool(login)
-        visitor.ask(events["Handlers.refresh"][0], [None, None, None])
-        answer = visitor.ask(events["Handlers.answers"][0], [asked, run.id, "final", "article", 0.6, 0.95, 0, 0.0, 1.0, 1200, 3407])
+        visitor.ask(events["Handlers.refresh"][0], [None, None, [], None])
+        event, inputs = events["Handlers.answers"]
+        given = [asked, run.id, "final", [], "article", 0.6, 0.95, 0, 0.0, 1.0, 1200, 3407]
+        assert len(given) == inputs, "else the question would be refused for that"
+        answer = visitor.ask(event, given)
         assert ("You may not ask this question" in answer) is not bool(login)
 
 
