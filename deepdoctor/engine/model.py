@@ -1,5 +1,6 @@
 """Loading the base model: its files found, its memory asked for, its weights fingerprinted; and what is told when it cannot be."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,8 @@ from deepdoctor.errors import ModelError
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # for the fingerprint, the tokenizer and a first answer, beside the weights
 ROOM_TO_WORK = accelerator.GIB // 4
+# seconds; a CPU without 16-bit arithmetic of its own takes that long for a small matrix product
+SLOW_PRODUCT = 0.02
 
 Free = Callable[[float | None], int]
 
@@ -203,14 +206,19 @@ def linear_parts(layer: Any) -> dict[str, tuple[int, int]]:
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product, large enough to keep the device busy, measured for about a tenth of a second."""
-    import time
+    """FLOP/s of a square matrix product, as large as keeps the device busy without keeping the user waiting."""
+    largest, size = 8192 if device.type == "cuda" else 1024, 256
+    while (seconds := _product_seconds(size, device, dtype, 1)) < SLOW_PRODUCT and size < largest:
+        size *= 2
+    return 2 * size**3 / (seconds if seconds >= SLOW_PRODUCT else _product_seconds(size, device, dtype, 8))
 
-    size = 8192 if device.type == "cuda" else 1024
+
+def _product_seconds(size: int, device: torch.device, dtype: torch.dtype, times: int) -> float:
+    """Seconds of one product, on average over so many after one that warms up."""
     left = torch.randn(size, size, device=device, dtype=dtype)
-    for rounds in (2, 8):
+    for rounds in (1, times):
         began = time.perf_counter()
         for _ in range(rounds):
             product = left @ left
         product[0, 0].item()
-    return rounds * 2 * size**3 / (time.perf_counter() - began)
+    return (time.perf_counter() - began) / times
