@@ -83,11 +83,12 @@ def train(page: Page, name: str, learning_rate: str | None, picture: Path | None
 
 
 def ask(page: Page) -> None:
-    """Ask both sides a held-out question and wait for both answers."""
+    """Ask both sides a held-out question, greedily as the report on the embedded model does, and wait for both answers."""
     open_tab(page, "Compare")
     page.get_by_label("Or pick a held-out case").click()
     page.get_by_role("option").first.click()
     page.wait_for_timeout(500)
+    page.get_by_label("Temperature").locator("visible=true").fill("0")
     page.locator("#dd-compare").click()
     for side in ("base", "tuned"):
         expect(page.locator(f".dd-side[data-side={side}]")).to_have_attribute("data-phase", "ended", timeout=5 * MINUTE)

@@ -99,13 +99,16 @@ def why_failed(folder: Path, code: int) -> str:
 
 
 def end(process: "subprocess.Popen[Any]", wait: float = TO_END) -> None:
-    """End a launcher and its processes: asked first, and after so many seconds killed."""
+    """End a launcher and its processes: asked first, and after so many seconds killed; returns when they no longer run."""
     with suppress(psutil.NoSuchProcess):
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         process.terminate()
-        for left in psutil.wait_procs(family, timeout=wait)[1]:
+        left = psutil.wait_procs(family, timeout=wait)[1]
+        for one in left:
             with suppress(psutil.NoSuchProcess):
-                left.kill()
+                one.kill()
+        process.wait()  # before psutil does: it would keep the exit code to itself
+        psutil.wait_procs(left, timeout=TO_END)
     process.wait()
 
 

@@ -185,7 +185,7 @@ def test_a_launcher_is_ended_with_what_it_started() -> None:
     (child,) = psutil.Process(launcher.pid).children()
     end(launcher, wait=0.2)
     assert launcher.returncode == -signal.SIGKILL
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE  # whoever inherits it may not ask for it
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE  # dead: whoever inherits it may not ask for it
 
 
 def test_the_launcher_is_the_librarys(opened: Session, dataset: DatasetConfig) -> None:
