@@ -1,6 +1,7 @@
 """Fine-tuning beside its peers, and beside the floor that arithmetic sets: the article's rows a step, LoRA r=16 on seven projections.
 
-    python benchmarks/finetuning.py [--model nano|FOLDER] [--case NAME]… [--peer-steps 60] [--json] [--save NAME] [--profile FILE]
+    python benchmarks/finetuning.py [--model nano|FOLDER] [--case NAME]… [--peer-steps 60] [--json] [--save NAME]
+                                    [--profile FILE [--profile-case NAME]]
 
 FOLDER holds a model (benchmarks/random_model.py makes one of the 8B's architecture). Every case has a process of its own. Seconds count
 from Start with the model loaded: tokenization, adapter, compilation and warm-up are in them. Peers may be cut short by --peer-steps; their
@@ -30,6 +31,7 @@ from benchmarks.profiling import Profiled, Sampled
 from benchmarks.random_model import save_rows
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig, preset
 from deepdoctor.dataset import load_rows, map_columns, to_examples
+from deepdoctor.engine.follow import peak_bytes
 from deepdoctor.engine.session import Session
 from deepdoctor.engine.source import EMBEDDED_FOLDER
 from deepdoctor.files import write_json, write_text
@@ -117,7 +119,7 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
                 found = finetuning_peers.unsloth(folder, said, recipe, CAP_GIB)
             else:
                 found = finetuning_peers.trl(folder, said, recipe, four_bit=case == "trl_4bit")
-    peak = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+    peak = peak_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu")) / GIB
     return {"case": case, **found, "peak_gib": round(peak, 2), "attention_given": given}
 
 
@@ -146,7 +148,7 @@ def in_own_process(options: argparse.Namespace, case: str, steps: int) -> dict[s
         "--steps",
         str(steps),
     ]
-    if options.profile and case == "ours_quiet":
+    if options.profile and case == options.profile_case:
         command += ["--profile", str(options.profile)]
     environment = {**os.environ, "UNSLOTH": "off" if case.startswith("trl") else os.environ.get("UNSLOTH", "on")}
     began = time.perf_counter()
@@ -201,6 +203,7 @@ def mean_tokens(nano: bool) -> float:
 
 def as_markdown(result: dict[str, Any]) -> str:
     """The result for people."""
+    of_process = " of the process" if result["model"] == EMBEDDED_MODEL else ""
     lines = [
         "# Fine-tuning beside its peers",
         "",
@@ -208,7 +211,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         f"Floor: {result['floor']['seconds']:.1f} s for {result['floor']['tokens']:,.0f} tokens at the measured "
         f"{result['floor']['flops'] / 1e12:,.2f} TFLOP/s, 4 operations a parameter and token.",
         "",
-        "| | steps run | first step, s | a step, s | 60 steps, s | times the floor | peak, GiB | planned s / GiB |",
+        f"| | steps run | first step, s | a step, s | 60 steps, s | times the floor | peak{of_process}, GiB | planned s / GiB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for found in result["cases"]:
@@ -237,7 +240,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--peer-steps", type=int, default=STEPS)
     parser.add_argument("--one", help="measure that case in this process and print its figures")
-    parser.add_argument("--profile", type=Path, help="profile ours_quiet and write its tables there")
+    parser.add_argument("--profile", type=Path, help="profile three steps of --profile-case and write the tables there")
+    parser.add_argument("--profile-case", choices=[case for case in MEANS if case.startswith("ours")], default="ours_quiet")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", help="name of a file under benchmarks/results/, without its ending")
     options = parser.parse_args()
