@@ -14,8 +14,8 @@ def weight_bytes(loaded: LoadedModel) -> int:
 
 def found_again(loaded: LoadedModel) -> Found:
     """What loads that model once more, as it is."""
-    parameters = loaded.info.parameters
-    return Found(loaded.config, loaded.folder, loaded.device, parameters, loaded.dtype, loaded.info.precision == "4bit")
+    info = loaded.info
+    return Found(loaded.config, loaded.folder, loaded.device, info.parameters, loaded.dtype, info.precision == "4bit", info.decoding)
 
 
 def free() -> None:

@@ -16,10 +16,11 @@ from deepdoctor.engine.compare import Pair
 from deepdoctor.engine.decode import Decoder, Row, decode, decoder_for
 from deepdoctor.engine.evaluate import evaluate
 from deepdoctor.engine.fingerprint import base_hash
-from deepdoctor.engine.model import LoadedModel
+from deepdoctor.engine.model import LoadedModel, find
 from deepdoctor.engine.one_by_one import OneByOne
 from deepdoctor.engine.pairs import Pairs
 from deepdoctor.engine.protocol import Compare
+from deepdoctor.engine.room import found_again
 from deepdoctor.engine.session import Session
 from deepdoctor.errors import ConfigError
 from tests.engine import tiny
@@ -128,6 +129,12 @@ def test_drawn_tokens_are_those_that_pairs_would_draw(loaded: LoadedModel, adapt
         alone.append(row.tokens)
     assert alone == tiny.write(loaded, *rows())
     assert len({tuple(tokens) for tokens in alone}) > 4
+
+
+def test_a_model_that_made_room_is_found_again_as_it_was(mistral: tuple[Session, Path]) -> None:
+    loaded = tiny.model_of(mistral[0])
+    assert loaded.info.decoding
+    assert found_again(loaded) == find(loaded.config)
 
 
 def test_the_proof_comes_first_then_base_then_tuned(mistral: tuple[Session, Path]) -> None:
