@@ -125,7 +125,7 @@ class Comparison:
             self.proof.require()
         for each in self.further:
             if each.proof:
-                each.proof.require(step_name(each.step, "the "))
+                each.proof.require(f"for {step_name(each.step, 'the ')}")
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON-ready fields; `from_dict` takes them back."""

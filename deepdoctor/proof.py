@@ -1,5 +1,6 @@
 """What shows that base was base and tuned was tuned, measured on the very prompt that was asked."""
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -7,7 +8,26 @@ from deepdoctor.errors import ProofError
 
 
 @dataclass(frozen=True)
-class Proof:
+class Provable(ABC):
+    """What all proofs have in common: they name what does not hold, and refuse the pair then."""
+
+    @abstractmethod
+    def problems(self) -> list[str]:
+        """What does not hold, in words; empty if the proof stands."""
+
+    def require(self, where: str = "") -> None:
+        """Raise ProofError unless the proof stands. where: of which text, as in "for checkpoint 20"; "" for the pair itself."""
+        if problems := self.problems():
+            of = f"{where}, " if where else ""
+            raise ProofError(f"This pair is not shown, because {of}{'; and '.join(problems)}. Reload the model and try again.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and what does not hold."""
+        return {**asdict(self), "problems": self.problems()}
+
+
+@dataclass(frozen=True)
+class Proof(Provable):
     """What shows that base was base and tuned was tuned, measured on the very prompt that was asked.
 
     base_difference: largest absolute difference between the logits of the base row and of the plain base weights run by transformers with
@@ -47,19 +67,9 @@ class Proof:
         nearer = values["effect"] - values["tolerance"]
         return cls(**{name: values.get(name, nearer) if name.endswith("_nearer") else values[name] for name in cls.__dataclass_fields__})
 
-    def require(self, side: str = "") -> None:
-        """Raise ProofError unless the proof stands. side: which text beside the pair was proven, as in "checkpoint 20"; "" for the pair."""
-        if problems := self.problems():
-            where = f"for {side}, " if side else ""
-            raise ProofError(f"This pair is not shown, because {where}{'; and '.join(problems)}. Reload the model and try again.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, and what does not hold."""
-        return {**asdict(self), "problems": self.problems()}
-
 
 @dataclass(frozen=True)
-class BaseProof:
+class BaseProof(Provable):
     """What shows that a text of the base alone, such as one under its native prompt, is the base's. The fields are those of `Proof`."""
 
     base_difference: float
@@ -75,15 +85,6 @@ class BaseProof:
         if not found and not self.base_nearer > 0:
             found.append("the base side cannot be told from the tuned one by its logits")
         return found
-
-    def require(self, prompt: str) -> None:
-        """Raise ProofError unless the proof stands. prompt: what the text was written under, as in "the native prompt"."""
-        if problems := self.problems():
-            raise ProofError(f"This pair is not shown, because under {prompt}, {'; and '.join(problems)}. Reload the model and try again.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, and what does not hold."""
-        return {**asdict(self), "problems": self.problems()}
 
 
 def _base_problems(proof: Proof | BaseProof) -> list[str]:

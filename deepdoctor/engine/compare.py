@@ -70,7 +70,7 @@ class Pair:
             self.proof.require()
             for step, row in self.further.items():
                 self.further_proofs[step] = prove(self.loaded, self.prompt_text, self.base, row, self.proof.base_hash)
-                self.further_proofs[step].require(step_name(step, "the "))
+                self.further_proofs[step].require(f"for {step_name(step, 'the ')}")
 
     def due(self) -> bool:
         """Whether it is time for a snapshot; says yes SNAPSHOTS_PER_SECOND times a second at most."""

@@ -46,7 +46,7 @@ class Answers(Pair):
             return
         if self.native.first_logits is not None:
             proof = prove_base(self.loaded, self.native_text, self.native, self.proof, self.tuned.adapter)
-            proof.require("the native prompt")
+            proof.require("under the native prompt")
             self.native_proof = proof
 
     def to_row(self, seen: str) -> dict[str, object]:
