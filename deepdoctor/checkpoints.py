@@ -12,13 +12,15 @@ from deepdoctor.runs import Run
 REMOVED = ".removed-"
 
 
-def best_checkpoint(run: Run) -> dict[str, Any] | None:
+def best_checkpoint(run: Run, curve: Iterable[dict[str, Any]] | None = None) -> dict[str, Any] | None:
     """{"step", "held_out_loss"} of the checkpoint on disk with the lowest held-out loss, of equals the later.
 
-    None where no checkpoint lies at a step whose held-out loss was measured. Reads the whole curve; `told_best` does not.
+    None where no checkpoint lies at a step whose held-out loss was measured. curve: the run's, if it has been read already; else all of it
+    is read, which `told_best` does not.
     """
     steps = set(run.checkpoints())
-    found = [(row["held_out_loss"], -row["step"]) for row in run.curve() if row.get("step") in steps and _is_loss(row.get("held_out_loss"))]
+    rows = run.curve() if curve is None else curve
+    found = [(row["held_out_loss"], -row["step"]) for row in rows if row.get("step") in steps and _is_loss(row.get("held_out_loss"))]
     if not found:
         return None
     loss, step = min(found)

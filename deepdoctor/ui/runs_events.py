@@ -191,13 +191,13 @@ def overlay(runs: list[Run]) -> str:
 def details(run: Run) -> str:
     """The opened run: where it stands, and its curves."""
     rows = run.curve()
-    above = run_view.progress(run, rows) + _checkpoints(run) + run_view.planned(run)
+    above = run_view.progress(run, rows) + _checkpoints(run, rows) + run_view.planned(run)
     return above + run_view.curves(rows, "none", int(run.status.get("steps") or 0))
 
 
-def _checkpoints(run: Run) -> str:
-    """Which checkpoints are on disk, and which of them is the best; "" if there are none."""
-    steps, best = run.checkpoints(), best_checkpoint(run)
+def _checkpoints(run: Run, rows: list[dict[str, Any]]) -> str:
+    """Which checkpoints are on disk, and which of them is the best by the curve `rows`; "" if there are none."""
+    steps, best = run.checkpoints(), best_checkpoint(run, rows)
     if not steps:
         return ""
     told = f"; best held-out loss, {best['held_out_loss']:.3f}: <strong>step {best['step']:,}</strong>" if best else ""
