@@ -24,6 +24,7 @@ from deepdoctor.runs import RESUMABLE, Run, Runs
 
 if TYPE_CHECKING:
     from deepdoctor.engine.session import Session
+    from deepdoctor.hub_adapters import HubAdapter
 
 __all__ = ["READING", "Outcome", "compare", "compare_adapter", "dataset", "export", "finetune", "info", "push", "resume"]
 
@@ -256,10 +257,7 @@ def compare(data_dir: Path, asked: Compare) -> Outcome:
     run = Runs(data_dir).get(asked.run)
     for step in (asked.step, *asked.also):
         run.adapter_dir(step)  # before the model is loaded: a run without an adapter is told at once
-    session = _session(data_dir, run.model)
-    with stopping("Stopping …") as should_stop:
-        *_, last = session.compare(asked, should_stop)
-    return Outcome(last.to_dict(), comparison_text(last))
+    return _answered(_session(data_dir, run.model), asked)
 
 
 def compare_adapter(data_dir: Path, adapter: str, model: ModelConfig, request: Compare) -> Outcome:
@@ -273,9 +271,13 @@ def compare_adapter(data_dir: Path, adapter: str, model: ModelConfig, request: C
     side.adapter_dir(request.step)
     if other := side.made_for_another(model.name):
         say(other)
-    session = _session(data_dir, model)
+    return _answered(_session(data_dir, model), replace(request, run=side.id), side)
+
+
+def _answered(session: "Session", asked: Compare, side: "HubAdapter | None" = None) -> Outcome:
+    """The finished comparison; Ctrl-C ends it with what was written."""
     with stopping("Stopping …") as should_stop:
-        *_, last = session.compare(replace(request, run=side.id), should_stop, side)
+        *_, last = session.compare(asked, should_stop, side)
     return Outcome(last.to_dict(), comparison_text(last))
 
 
