@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are no installed package
+
 from benchmarks.finetuning_peers import Clock
 from benchmarks.older_torch import varlen_for_unsloth
 from benchmarks.profiling import Profiled

@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are no installed package
+
 from benchmarks.paired_decoding import Endless, bytes_read, copy_rate, random_adapter, sequential, timed
 from deepdoctor.config import ModelConfig, SamplingConfig
 from deepdoctor.engine.backends import Transformers
@@ -105,7 +107,7 @@ def first_token(loaded: LoadedModel, adapter: str) -> tuple[float, float]:
 
 def in_other_process(folder: Path, precision: str, unsloth: str) -> dict[str, Any]:
     """`peers` in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.decoding_gpu", str(folder), "--precision", precision, "--peer"]
+    command = [sys.executable, "-W", "ignore", __file__, str(folder), "--precision", precision, "--peer"]
     done = subprocess.run(command, env={**os.environ, "UNSLOTH": unsloth}, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     return json.loads(lines[-1]) if lines else {"failed": done.stderr[-800:]}

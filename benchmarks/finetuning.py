@@ -26,6 +26,8 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are no installed package
+
 from benchmarks.older_torch import varlen_for_unsloth
 from benchmarks.profiling import Profiled, Sampled
 from benchmarks.random_model import save_rows
@@ -139,8 +141,7 @@ def in_own_process(options: argparse.Namespace, case: str, steps: int) -> dict[s
         sys.executable,
         "-W",
         "ignore",
-        "-m",
-        "benchmarks.finetuning",
+        __file__,
         "--model",
         options.model,
         "--one",

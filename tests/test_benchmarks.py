@@ -1,6 +1,8 @@
 """The benchmarks run, on a model small enough to be made on the spot; their figures are of one shape."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import deepdoctor
 from deepdoctor.config import ModelConfig
 from deepdoctor.engine.model import LoadedModel, load
 from deepdoctor.engine.source import EMBEDDED_FOLDER
@@ -106,3 +109,24 @@ def test_a_long_run_is_watched_in_few_points_and_keeps_few_checkpoints(tmp_path:
     shown = long_run.as_markdown(result)
     assert "1,500 logged steps, 3 viewers at the same moment" in shown
     assert "at most 5; left are those of the steps 1100, 1200" in shown
+
+
+def test_every_benchmark_starts_as_its_file_says(tmp_path: Path) -> None:
+    """`python benchmarks/NAME.py`, from anywhere, where only the package is installed. In one process, which imports the libraries once."""
+    (tmp_path / "deepdoctor").symlink_to(Path(deepdoctor.__file__).parent)
+    script = (
+        "import pathlib, runpy, sys\n"
+        "before = sys.path[1:]\n"
+        "for file in sys.argv[1:]:\n"
+        "    sys.path[:] = [str(pathlib.Path(file).parent), *before]\n"
+        "    for name in [name for name in sys.modules if name.partition('.')[0] == 'benchmarks']:\n"
+        "        del sys.modules[name]\n"
+        "    runpy.run_path(file)\n"
+    )
+    files = [str(file) for file in BENCHMARKS.glob("*.py") if f"python benchmarks/{file.name}" in file.read_text(encoding="utf-8")]
+    assert len(files) >= 8
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "UNSLOTH": "off"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *files], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-1500:]
