@@ -28,6 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are no installed package
 
+from benchmarks.laptop import processor
 from benchmarks.older_torch import varlen_for_unsloth
 from benchmarks.profiling import Profiled, Sampled
 from benchmarks.random_model import save_rows
@@ -74,9 +75,10 @@ def ours(folder: str, case: str, rows: DatasetConfig, recipe: FinetuneConfig, pr
         changes, model = {**changes, "base_precision": "4bit"}, {**model, "precision": "4bit", "gpu_memory_gib": CAP_GIB}
     clock = Clock()
     with tempfile.TemporaryDirectory() as data:
-        session = Session(Path(data))
+        session, began = Session(Path(data)), time.perf_counter()
         config = session.load(ModelConfig.of(model)).config
-        loaded_after, run = clock_seconds(clock), session.runs.create(config, rows, recipe.changed(**changes))
+        load_seconds = round(time.perf_counter() - began, 1)
+        run = session.runs.create(config, rows, recipe.changed(**changes))
         with Profiled(profile, clock) as ticked:
             clock.begin()
             with Sampled() as start:
@@ -88,16 +90,10 @@ def ours(folder: str, case: str, rows: DatasetConfig, recipe: FinetuneConfig, pr
                 session.finetune(run.id, should_stop=stepped)
         status = run.status
         return {
-            **{"ends": clock.ends, "load_seconds": loaded_after, "wall_seconds": status["wall_seconds"], "plan": status["plan"]},
+            **{"ends": clock.ends, "load_seconds": load_seconds, "wall_seconds": status["wall_seconds"], "plan": status["plan"]},
             **{"precision": status["precision"], "backend": status["backend"], "parameters": session.loaded.info.parameters},  # type: ignore[union-attr]
             **{"losses": [row["loss"] for row in run.curve() if "loss" in row], "until_first_step": start.table().splitlines()},
         }
-
-
-def clock_seconds(clock: Any) -> float:
-    """Seconds since the clock began."""
-    clock.tick()
-    return round(float(clock.ends.pop()), 1)
 
 
 def one(options: argparse.Namespace) -> dict[str, Any]:
@@ -255,7 +251,7 @@ def main() -> int:
     parameters = next((each["parameters"] for each in found if "parameters" in each), 0)
     floor = floor_of(nano, parameters)
     result = {
-        "machine": torch.cuda.get_device_name() if cuda else f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": torch.cuda.get_device_name() if cuda else f"{processor()}, {os.cpu_count()} cores",
         **{"model": Path(options.model).name, "parameters": parameters, "versions": _versions(), "floor": floor},
         "cases": [figures(each, floor["seconds"]) for each in found],
     }

@@ -193,14 +193,15 @@ def _findings(measured: Measured, rows: list[dict[str, Any]], damaged: int) -> d
         "sent_twice": measured.twice,
         "unanswered": measured.unanswered,
         "refused": len(measured.refused),
-        "form": _percentiles(measured.forms),
-        "save": _percentiles(measured.saves),
+        "form": percentiles(measured.forms),
+        "save": percentiles(measured.saves),
         "aim_seconds": AIM_SECONDS,
-        "reached": _percentiles(measured.saves)["p95"] <= AIM_SECONDS and not measured.told - set(kept) and len(kept) == len(set(kept)),
+        "reached": percentiles(measured.saves)["p95"] <= AIM_SECONDS and not measured.told - set(kept) and len(kept) == len(set(kept)),
     }
 
 
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, 95th percentile and longest."""
     ranked = sorted(seconds)
     return {
         name: round(ranked[min(len(ranked) - 1, int(share * len(ranked)))], 4) for name, share in (("p50", 0.5), ("p95", 0.95), ("max", 1))

@@ -9,20 +9,21 @@ worst that can happen: in the app they tick every two seconds, each when it like
 import argparse
 import json
 import os
-import platform
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import gradio as gr
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are no installed package
+
+from benchmarks.judging_load import machine, percentiles
 from deepdoctor.checkpoints import rotate
 from deepdoctor.comparison import Comparisons
 from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, ModelConfig, Settings
@@ -165,22 +166,6 @@ def points_of_plots(drawn: str) -> list[int]:
     """How many points each plot draws."""
     paths = (re.findall(r'<path class="s[^"]*" d="([^"]*)"', plot) for plot in drawn.split("<figure")[1:])
     return [sum(path.count("L") + 1 for path in found if "h0" not in path) for found in paths]
-
-
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, 95th percentile and longest."""
-    ranked = sorted(seconds)
-    shares = (("p50", 0.5), ("p95", 0.95), ("max", 1.0))
-    return {name: round(ranked[min(len(ranked) - 1, int(share * len(ranked)))], 4) for name, share in shares}
-
-
-def machine() -> dict[str, Any]:
-    """What was measured on."""
-    processor = platform.processor() or platform.machine()
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {"processor": processor, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def as_markdown(result: dict[str, Any]) -> str:
