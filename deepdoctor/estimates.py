@@ -9,11 +9,11 @@ from deepdoctor.engine.protocol import ModelInfo
 
 # The share of the device's matrix rate (ModelInfo.flops) that training reaches, seconds a batch takes besides, seconds a layer takes for a
 # decoded token, and seconds before the first step.
-# CPU: the embedded model on two cores of an AMD EPYC (1.85e11 FLOP/s) with nobody else on them: steps of 8 rows of 466 tokens took 1.34 to
+# CPU: the embedded model on two cores of an AMD EPYC (2.05e11 FLOP/s) with nobody else on them: steps of 8 rows of 466 tokens took 1.34 to
 # 1.38 s as 8 × 1, 1.34 s as 2 × 4 and 1.63 s as 1 × 8, of 4 rows of 300 tokens 0.41 s; a probe 5.5 ms a token.
 # GPU: an 8B on an H200 (7.7e14 FLOP/s), Unsloth, 8 × 1 rows without padding of 724 tokens, no checkpointing, cuDNN off: 0.393 s a step in
 # bfloat16; padded, of about 650 tokens, 1.54 s in 4 bits. What a batch costs in 4 bits, decoding and start were not measured apart there.
-TRAINING_EFFICIENCY = {"cpu": 0.34, "16bit": 0.63, "4bit": 0.17}
+TRAINING_EFFICIENCY = {"cpu": 0.31, "16bit": 0.63, "4bit": 0.17}
 SECONDS_PER_BATCH = {"cpu": 0.045, "16bit": 0.01, "4bit": 0.06}
 DECODE_SECONDS_PER_LAYER = {"cpu": 0.92e-3, "cuda": 5e-4}
 SECONDS_TO_START = {"cpu": 2.5, "cuda": 8.0}

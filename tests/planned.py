@@ -42,7 +42,7 @@ KEYS = SHAPE["num_key_value_heads"] * HIDDEN // SHAPE["num_attention_heads"]
 NANO = replace(
     CPU,
     **{"parameters": 4_885_760, "layers": SHAPE["num_hidden_layers"], "heads": SHAPE["num_attention_heads"]},
-    **{"hidden_size": HIDDEN, "vocabulary": SHAPE["vocab_size"], "flops": 1.85e11},
+    **{"hidden_size": HIDDEN, "vocabulary": SHAPE["vocab_size"], "flops": 2.05e11},
     projections={"q_proj": (HIDDEN, HIDDEN), "k_proj": (HIDDEN, KEYS), "v_proj": (HIDDEN, KEYS), "o_proj": (HIDDEN, HIDDEN)}
     | {"gate_proj": (HIDDEN, MLP), "up_proj": (HIDDEN, MLP), "down_proj": (MLP, HIDDEN)},
 )
