@@ -3,6 +3,7 @@
 import statistics
 import sys
 import threading
+import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -59,7 +60,10 @@ def tables(profiler: Any, ends: list[float]) -> str:
 
 
 class Sampled:
-    """Looks a hundred times a second at where the thread that made it stands, and tells in which functions it was for how long."""
+    """Looks a hundred times a second at where the thread that made it stands, and tells in which functions it was for how long.
+
+    A look counts for the seconds since the one before, because whatever does not let another thread run delays it.
+    """
 
     EVERY = 0.01
 
@@ -67,6 +71,7 @@ class Sampled:
         self._thread, self._over, self.seen = threading.get_ident(), threading.Event(), Counter[str]()
 
     def __enter__(self) -> "Sampled":
+        self._looked = time.perf_counter()
         threading.Thread(target=self._look, daemon=True).start()
         return self
 
@@ -80,12 +85,13 @@ class Sampled:
     def _look(self) -> None:
         while not self._over.wait(self.EVERY):
             frame, functions = sys._current_frames().get(self._thread), set()
+            now = time.perf_counter()
             while frame is not None:
                 functions.add(f"{Path(frame.f_code.co_filename).parent.name}/{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}")
                 frame = frame.f_back
-            self.seen.update(functions)
+            self.seen.update(dict.fromkeys(functions, now - self._looked))
+            self._looked = now
 
     def table(self, least: float = 0.15) -> str:
         """Seconds within each function, callees included, the longest first."""
-        found = ((times * self.EVERY, name) for name, times in self.seen.most_common())
-        return "\n".join(f"{seconds:7.2f} s  {name}" for seconds, name in found if seconds >= least)
+        return "\n".join(f"{seconds:7.2f} s  {name}" for name, seconds in self.seen.most_common() if seconds >= least)

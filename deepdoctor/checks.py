@@ -1,6 +1,6 @@
 """What training would do with each example: which are kept, which are left out and why, and how many tokens each part takes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,12 +8,12 @@ from deepdoctor.dataset import PARTS, Example
 from deepdoctor.errors import DatasetError
 from deepdoctor.overlap import Overlap, normalize
 from deepdoctor.prompts import THINK_CLOSE, PromptStyle, marker_in, render_completion, render_question
+from deepdoctor.tokens import BATCH, untruncated
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 ROWS_SHOWN = 20
-BATCH = 512
 KINDS = {
     "empty": ("Question or response empty", "Left out: there is nothing to ask or to answer."),
     "no_reasoning": ("Reasoning empty", "Left out: they would teach the model to answer without thinking."),
@@ -83,14 +83,14 @@ class Report:
 
 
 def check(
-    examples: Sequence[Example], tokenizer: "Tokenizer", eos: str, style: PromptStyle, max_seq_length: int, held_out: Sequence[Example]
+    examples: Sequence[Example], lengths: Mapping[str, list[int]], eos: str, max_seq_length: int, held_out: Sequence[Example]
 ) -> Report:
-    """Count what would harm training, decide what is kept, and measure every part in tokens.
+    """Count what would harm training, and decide what is kept.
 
-    `held_out` are examples that must stay unknown to the model: rows seen or near-seen among them are left out.
-    A duplicate is a question equal, after normalization, to that of an earlier row that is kept.
+    `lengths` are those of the examples, as by `token_lengths`. `held_out` are examples that must stay unknown to the
+    model: rows seen or near-seen among them are left out. A duplicate is a question equal, after normalization, to that of an earlier row
+    that is kept.
     """
-    lengths = token_lengths(examples, tokenizer, eos, style)
     overlap = Overlap([example.question for example in held_out]) if held_out else None
     found: dict[str, list[int]] = {kind: [] for kind in KINDS}
     kept: list[int] = []
@@ -114,14 +114,19 @@ def check(
         kind: Finding(title.format(longest=f"{max_seq_length:,}", closing=f"{closing:,}"), len(found[kind]), found[kind][:ROWS_SHOWN], done)
         for kind, (title, done) in KINDS.items()
     }
-    return Report(len(examples), findings, lengths, kept)
+    return Report(len(examples), findings, dict(lengths), kept)
+
+
+def with_text(examples: Sequence[Example]) -> list[int]:
+    """Which of them (from 0) have a training text: those with a question, and no control marker in it."""
+    return [index for index, each in enumerate(examples) if each.question.strip() and not marker_in(each.question)]
 
 
 def token_lengths(examples: Sequence[Example], tokenizer: "Tokenizer", eos: str, style: PromptStyle) -> dict[str, list[int]]:
     """Tokens of "prompt", "reasoning", "response", "total" for every example: what `tokens.encode_example` counts, but many at once."""
-    tokenizer = _untruncated(tokenizer)
+    tokenizer = untruncated(tokenizer)
     lengths: dict[str, list[int]] = {part: [0] * len(examples) for part in ("prompt", "reasoning", "response", "total")}
-    usable = [index for index, each in enumerate(examples) if each.question.strip() and not marker_in(each.question)]
+    usable = with_text(examples)
     for start in range(0, len(usable), BATCH):
         indices = usable[start : start + BATCH]
         prompts = [render_question(examples[index].question, style) for index in indices]
@@ -170,15 +175,3 @@ def _first_token_from(encoding: "Encoding", position: int) -> int:
 
 def _trailing(special: list[int]) -> int:
     return next((count for count, flag in enumerate(reversed(special)) if not flag), len(special))
-
-
-def _untruncated(tokenizer: "Tokenizer") -> "Tokenizer":
-    if tokenizer.truncation is None and tokenizer.padding is None:
-        return tokenizer
-    # a copy: lengths must be true, and the tokenizer belongs to the caller
-    from tokenizers import Tokenizer
-
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    return copy

@@ -7,18 +7,21 @@ from pathlib import Path
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.protocol import ModelInfo
 
-# The share of the device's matrix rate (ModelInfo.flops) that training reaches, seconds a batch takes besides, seconds a layer takes for a
-# decoded token, and seconds before the first step.
+# The share of the device's matrix rate (ModelInfo.flops) that training reaches; seconds that a batch takes besides on a CPU; seconds in
+# which what a GPU computes of a layer for one batch is launched, without and with checkpointing; seconds a layer takes for a decoded token;
+# and seconds before the first step.
 # CPU: the embedded model on two cores of an AMD EPYC (2.05e11 FLOP/s) with nobody else on them: steps of 8 rows of 466 tokens took 1.34 to
 # 1.38 s as 8 × 1, 1.34 s as 2 × 4 and 1.63 s as 1 × 8, of 4 rows of 300 tokens 0.41 s; a probe 5.5 ms a token.
-# GPU: an 8B on an H200 (7.7e14 FLOP/s), Unsloth, 8 × 1 rows without padding of 724 tokens, no checkpointing, cuDNN off: 0.393 s a step in
-# bfloat16; padded, of about 650 tokens, 1.54 s in 4 bits. What a batch costs in 4 bits, decoding and start were not measured apart there.
-TRAINING_EFFICIENCY = {"cpu": 0.31, "16bit": 0.63, "4bit": 0.17}
-SECONDS_PER_BATCH = {"cpu": 0.045, "16bit": 0.01, "4bit": 0.06}
-DECODE_SECONDS_PER_LAYER = {"cpu": 0.92e-3, "cuda": 5e-4}
-SECONDS_TO_START = {"cpu": 2.5, "cuda": 8.0}
-# more of them where several processes train: each imports its libraries and loads the model. Measured on the CPU only
-SECONDS_FOR_PROCESSES = {"cpu": 8.0, "cuda": 45.0}
+# GPU: an 8B on an H100 (7.6e14 FLOP/s), Unsloth, steps of 8 rows of 724 tokens without padding, cuDNN off. bfloat16: 0.46 s as 8 × 1 (on
+# an H200 0.39 s), 0.52 s as 4 × 2, 2.23 s as 1 × 8, with checkpointing 0.60 s as 8 × 1; 4 bits: 0.45 s as 8 × 1, 1.31 s as 2 × 4, 2.32 s
+# as 1 × 8, with checkpointing 0.65 s as 8 × 1 and 1.99 s as 2 × 4: small batches take what launching takes. A probe 5.7 ms a token.
+TRAINING_EFFICIENCY = {"cpu": 0.31, "16bit": 0.63, "4bit": 0.55}
+SECONDS_PER_BATCH = {"cpu": 0.045, "cuda": 0.0}
+LAUNCH_SECONDS_PER_LAYER = {False: 8.4e-3, True: 15.5e-3}
+DECODE_SECONDS_PER_LAYER = {"cpu": 0.92e-3, "cuda": 1.8e-4}
+SECONDS_TO_START = {"cpu": 2.5, "cuda": 7.0}
+# more of them where several processes train: each imports its libraries and loads the model. GPU: two H100s
+SECONDS_FOR_PROCESSES = {"cpu": 8.0, "cuda": 50.0}
 # what cuDNN's attention takes to plan one layer for a length that it has not met: the bfloat16 run above took 1.46 s a step with it
 CUDNN_PLAN_SECONDS = (1.46 - 0.54) / 32
 # what the Quick preset takes with the embedded model on those two cores: 54 to 57 s; said wherever that run is recommended
@@ -37,9 +40,11 @@ ADAPTER_BYTES = 8  # a float32 weight and its float32 gradient
 # of a checkpoint: a float32 weight; what lies beside weights and optimizer, tokenizer not counted; a step in the trainer's own log
 SAVED_WEIGHT_BYTES, SAVED_BESIDE_BYTES, SAVED_STEP_BYTES = 4, 110_000, 300
 GRADIENT_BYTES = 4  # the same gradient once more, where several devices exchange it
-LOGIT_BYTES = 8  # a float32 logit and its gradient
-# Unsloth's loss works through the logits in pieces. With it, 8 × 1 rows of 724 tokens of an 8B in bfloat16 took 39.9 GiB on an H200
-PIECE_OF_LOGITS = 2 * 2**30
+LOGIT_BYTES = {"transformers": 8, "unsloth": 6}  # a logit and its gradient: both in float32, or one in 16 bit
+# Unsloth's loss works through the logits in pieces of at most so many. With it, steps of 8 rows of 724 tokens of an 8B took, in GiB:
+# bfloat16 39.9 as 8 × 1, 28.0 as 4 × 2, 19.7 as 1 × 8, with checkpointing 17.9 as 8 × 1; 4 bits 28.7 as 8 × 1, 13.1 as 2 × 4, 10.2 as
+# 1 × 8, with checkpointing 7.1 as 8 × 1 and 7.3 as 2 × 4
+PIECE_OF_LOGITS = 2**28
 SCORE_BYTES = 8  # on a CPU, where attention over padded rows keeps them: a float32 score and its share
 # what the held-out loss reads at once: rows, tokens with their padding, and places whose logits are there together
 EVALUATED_ROWS, EVALUATED_TOKENS, EVALUATED_PLACES = 8, 4096, 256
@@ -127,8 +132,8 @@ def memory_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Seque
     layers = layer + inputs if how.checkpointing else layer * model.layers
     scores = 0 if cuda else model.layers * model.heads * rounded_up(max(lengths), how.padded_to) * SCORE_BYTES
     tokens = tokens_at_once(lengths, how)
-    logits = min(tokens * model.vocabulary * LOGIT_BYTES, PIECE_OF_LOGITS if unsloth else float("inf"))
-    training = tokens * (layers * number_bytes + scores) + logits
+    logits = min(tokens * model.vocabulary, PIECE_OF_LOGITS) if unsloth else tokens * model.vocabulary
+    training = tokens * (layers * number_bytes + scores) + logits * LOGIT_BYTES[model.backend]
     evaluating = _evaluation(model, max(lengths), number_bytes) if config.held_out_rows else 0
     return round((0 if cuda else PROCESS_BYTES) + weights + adapter + max(training, evaluating))
 
@@ -172,8 +177,8 @@ def seconds_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequ
     """Seconds of a whole run over rows of these `lengths`.
 
     4·N operations a token, forward and backward through N frozen weights (6·N with checkpointing, which goes forward twice), over padded
-    batches; 2·N a token for each held-out loss; probes by decoding. Several GPUs share the training alone. Left out: attention's own
-    arithmetic, and exchanging gradients.
+    batches, none of which takes less than launching it does; 2·N a token for each held-out loss; probes by decoding. Several GPUs share the
+    training alone. Left out: attention's own arithmetic, and exchanging gradients.
     """
     kind = "cuda" if on_gpu(model.device) else "cpu"
     held = "cpu" if kind == "cpu" else "4bit" if how.precision == "4bit" else "16bit"
@@ -181,16 +186,17 @@ def seconds_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequ
     steps = config.steps_for(len(lengths))
     operations = (6 if how.checkpointing else 4) * model.parameters
     read = padded_length(lengths, how.batch, how.padded_to) if how.padded_to else sum(lengths) / len(lengths)
-    shared = how.devices if kind == "cuda" else 1  # processes on a CPU share its cores
-    trained = steps * config.rows_per_step * read * operations / rate / shared
-    batches = steps * how.accumulation * how.devices * SECONDS_PER_BATCH[held] / shared
+    launched = model.layers * LAUNCH_SECONDS_PER_LAYER[how.checkpointing] if kind == "cuda" else 0.0
+    batch = max(how.batch * read * operations / rate, launched) + SECONDS_PER_BATCH[kind]
+    in_turn = how.devices if kind == "cpu" else 1  # processes on a CPU share its cores
+    trained = steps * how.accumulation * batch * in_turn
     evaluations = _times(steps, config.eval_steps) if config.held_out_rows else 0
     evaluated = evaluations * config.held_out_rows * sum(lengths) / len(lengths) * 2 * model.parameters / rate
     answers = _times(steps, config.probe_steps) * max(1, len(config.probe_questions)) if config.probe_steps else 0
     probed = answers * config.probe_tokens * model.layers * DECODE_SECONDS_PER_LAYER[kind]
     met = min(steps * how.accumulation, len({rounded_up(length, how.padded_to) for length in lengths})) if how.attention == "cudnn" else 0
     start = SECONDS_TO_START[kind] + (SECONDS_FOR_PROCESSES[kind] if how.devices > 1 else 0)
-    return start + trained + batches + evaluated + probed + met * model.layers * CUDNN_PLAN_SECONDS
+    return start + trained + evaluated + probed + met * model.layers * CUDNN_PLAN_SECONDS
 
 
 def _times(steps: int, every: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from deepdoctor.checks import Report, check
+from deepdoctor.checks import Report, check, token_lengths
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig
 from deepdoctor.dataset import Example, keep_apart, load_rows, map_columns, to_examples
 from deepdoctor.errors import ConfigError, DatasetError, ModelError
@@ -40,7 +40,8 @@ def preview(
             raise ConfigError(f"There are {len(examples):,} rows; {row} is not one of them.", field="row")
         return one_row(examples[row - 1], row, tokenizer, eos, recipe)
     training, apart, too_few = _kept_apart(examples, config, recipe)
-    report = check(training, tokenizer, eos, style_named(recipe.prompt_style), recipe.max_seq_length, apart)
+    lengths = token_lengths(training, tokenizer, eos, style_named(recipe.prompt_style))
+    report = check(training, lengths, eos, recipe.max_seq_length, apart)
     drawn = set(map(id, apart))
     numbers = [number for number, example in enumerate(examples, start=1) if id(example) not in drawn]
     value = {

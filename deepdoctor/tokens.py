@@ -1,5 +1,6 @@
 """Examples as tokens: which ids the model reads, and which of them it is trained to write. Torch-free, so that the page can show it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,8 +9,12 @@ from tokenizers import Tokenizer
 from deepdoctor.prompts import PromptStyle, render_completion, render_question
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
+
     from deepdoctor.dataset import Example
 
+# texts that are encoded in one call of the tokenizer, which works on them on all cores
+BATCH = 512
 SUPERVISION = {"whole_text": "Whole text, as in the article", "response_only": "Response only: reasoning and answer"}
 
 
@@ -17,12 +22,10 @@ SUPERVISION = {"whole_text": "Whole text, as in the article", "response_only": "
 class Encoded:
     """One example as tokens. All lists have one entry a token.
 
-    `pieces` are the characters each token covers, `supervised` tells whether it is trained on, `part` is
-    "special", "prompt", "reasoning" or "response".
+    `supervised` tells whether it is trained on, `part` is "special", "prompt", "reasoning" or "response".
     """
 
     ids: list[int]
-    pieces: list[str]
     supervised: list[bool]
     parts: list[str]
 
@@ -32,30 +35,66 @@ class Encoded:
         return {part: self.parts.count(part) for part in ("special", "prompt", "reasoning", "response")}
 
 
+@dataclass(frozen=True)
+class Spelled(Encoded):
+    """The same to be shown: `pieces` are the characters each token covers, or the token's own name where it covers none."""
+
+    pieces: list[str]
+
+
 def encode_prompt(tokenizer: Tokenizer, question: str, style: PromptStyle) -> list[int]:
     """Token ids of the rendered question, with the tokenizer's own beginning-of-sequence token."""
     return tokenizer.encode(render_question(question, style)).ids
 
 
-def encode_example(example: "Example", tokenizer: Tokenizer, eos: str, style: PromptStyle, supervision: str = "whole_text") -> Encoded:
-    """Tokens of the training text of an Example.
+def encode_example(example: "Example", tokenizer: Tokenizer, eos: str, style: PromptStyle, supervision: str = "whole_text") -> Spelled:
+    """Tokens of the training text of an Example, with what each of them covers.
 
     Raises ConfigError if the question is empty or contains a control marker.
     """
-    prompt = render_question(example.question, style)
-    completion = render_completion(example.reasoning, example.response, eos, style)
+    prompt, completion = _texts(example, eos, style)
     text = prompt + completion
-    encoding = tokenizer.encode(text)
-    response_start = len(text) - len(eos) - len(example.response.strip())
-    parts = [_part(start, end, len(prompt), response_start) for start, end in encoding.offsets]
-    supervised = [supervision == "whole_text" or (part in ("reasoning", "response")) for part in parts]
+    encoding = untruncated(tokenizer).encode(text)
     pieces = [text[start:end] or token for (start, end), token in zip(encoding.offsets, encoding.tokens, strict=True)]
-    return Encoded(list(encoding.ids), pieces, supervised, parts)
+    return Spelled(**vars(_encoded(encoding, len(prompt), _response_start(example, text, eos), supervision)), pieces=pieces)
 
 
-def _part(start: int, end: int, prompt_end: int, response_start: int) -> str:
-    if start == end:
-        return "special"
-    if start < prompt_end:
-        return "prompt"
-    return "reasoning" if start < response_start else "response"
+def encode_examples(
+    examples: Sequence["Example"], tokenizer: Tokenizer, eos: str, style: PromptStyle, supervision: str = "whole_text"
+) -> list[Encoded]:
+    """The same for many at once, on all cores."""
+    tokenizer, found = untruncated(tokenizer), []
+    for start in range(0, len(examples), BATCH):
+        some = examples[start : start + BATCH]
+        texts = [_texts(example, eos, style) for example in some]
+        encodings = tokenizer.encode_batch([prompt + completion for prompt, completion in texts])
+        for example, (prompt, completion), encoding in zip(some, texts, encodings, strict=True):
+            found.append(_encoded(encoding, len(prompt), _response_start(example, prompt + completion, eos), supervision))
+    return found
+
+
+def untruncated(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, or where it cuts or pads a copy that does not: lengths must be true, and the tokenizer belongs to the caller."""
+    if tokenizer.truncation is None and tokenizer.padding is None:
+        return tokenizer
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _texts(example: "Example", eos: str, style: PromptStyle) -> tuple[str, str]:
+    return render_question(example.question, style), render_completion(example.reasoning, example.response, eos, style)
+
+
+def _response_start(example: "Example", text: str, eos: str) -> int:
+    return len(text) - len(eos) - len(example.response.strip())
+
+
+def _encoded(encoding: "Encoding", prompt_end: int, response_start: int, supervision: str) -> Encoded:
+    parts = [
+        "special" if start == end else "prompt" if start < prompt_end else "reasoning" if start < response_start else "response"
+        for start, end in encoding.offsets
+    ]
+    whole = supervision == "whole_text"
+    return Encoded(list(encoding.ids), [whole or part in ("reasoning", "response") for part in parts], parts)

@@ -39,7 +39,7 @@ def tokenizer() -> Tokenizer:
 
 
 def checked(examples: list[Example], tokenizer: Tokenizer, longest: int = 2048, held_out: list[Example] | None = None):
-    return check(examples, tokenizer, EOS, ARTICLE, longest, held_out or [])
+    return check(examples, token_lengths(examples, tokenizer, EOS, ARTICLE), EOS, longest, held_out or [])
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)

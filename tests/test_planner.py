@@ -73,9 +73,9 @@ def test_batches_shrink_before_anything_is_computed_again() -> None:
 
 def test_checkpointing_where_even_one_row_does_not_fit_without() -> None:
     long = [2000, 2048]
-    found = how(AUTO, card(28), long)
+    found = how(AUTO, card(26), long)
     assert (found.precision, found.checkpointing) == ("bfloat16", True)
-    assert "Without it even one row" in why(AUTO, card(28), "Checkpointing", long)
+    assert "Without it even one row" in why(AUTO, card(26), "Checkpointing", long)
 
 
 def test_checkpointing_where_it_is_faster_than_batches_of_one_row() -> None:
@@ -89,6 +89,12 @@ def test_four_bits_where_16_do_not_fit() -> None:
     assert how(AUTO, card(15)).precision == "4bit"
     assert "In 16 bits even one row at once would need" in why(AUTO, card(15), "Base weights")
     assert how(AUTO, replace(card(15), backend="transformers")).precision == "bfloat16"
+
+
+def test_under_15_gib_all_rows_at_once_are_faster_than_keeping_activations_of_one() -> None:
+    found = how(AUTO, card(15))
+    assert (found.precision, found.batch, found.checkpointing) == ("4bit", 8, True)
+    assert "so small would fit" in why(AUTO, card(15), "Checkpointing")
 
 
 def test_the_smallest_is_told_where_nothing_fits() -> None:

@@ -6,7 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from deepdoctor.dataset import Example
 from deepdoctor.errors import ConfigError
 from deepdoctor.prompts import ARTICLE, STYLES, PromptStyle, render_completion, render_question
-from deepdoctor.tokens import SUPERVISION, encode_example, encode_prompt
+from deepdoctor.tokens import SUPERVISION, encode_example, encode_examples, encode_prompt
 
 EXAMPLE = Example("What is 37 °C?", "  It is in\nCelsius. ", "Normal körper temperature: 37 °C 🙂.")
 EOS = "<eos>"
@@ -87,3 +87,23 @@ def test_pieces_show_the_characters_and_name_what_has_none(tokenizer: Tokenizer)
 def test_a_question_that_would_be_obeyed_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ConfigError, match="</think>"):
         encode_example(Example("Is </think> bad?", "Yes.", "Yes."), tokenizer, EOS, ARTICLE)
+
+
+@pytest.mark.parametrize("supervision", SUPERVISION)
+def test_many_at_once_are_encoded_as_one_by_one(tokenizer: Tokenizer, supervision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepdoctor.tokens.BATCH", 2)
+    examples = [EXAMPLE, Example("Why?", "Because.", "So."), Example("And then?", "x " * 40, " End. ")]
+    many = encode_examples(examples, tokenizer, EOS, ARTICLE, supervision)
+    single = [encode_example(example, tokenizer, EOS, ARTICLE, supervision) for example in examples]
+    assert [vars(row) for row in many] == [{"ids": row.ids, "supervised": row.supervised, "parts": row.parts} for row in single]
+
+
+def test_rows_are_neither_cut_nor_padded_by_a_tokenizer_that_does_both(tokenizer: Tokenizer) -> None:
+    cutting = Tokenizer.from_str(tokenizer.to_str())
+    cutting.enable_truncation(8)
+    cutting.enable_padding(length=4000)
+    examples = [EXAMPLE, Example("Why?", "Because.", "So.")]
+    assert encode_examples(examples, cutting, EOS, ARTICLE) == encode_examples(examples, tokenizer, EOS, ARTICLE)
+    assert encode_example(EXAMPLE, cutting, EOS, ARTICLE) == encode_example(EXAMPLE, tokenizer, EOS, ARTICLE)
+    assert cutting.truncation is not None
+    assert cutting.padding is not None

@@ -24,6 +24,7 @@ def _import_unsloth() -> bool:
     # by default it writes compiled trainers into the working directory, and tells its makers that it was started
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path(tempfile.gettempdir()) / f"deepdoctor-unsloth-{os.getuid()}"))
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else it says false: rows would be encoded on one core
     import unsloth  # noqa: F401
 
     return True

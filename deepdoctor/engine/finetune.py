@@ -19,7 +19,8 @@ from deepdoctor.engine.adapters import fresh_adapter, write_base_name
 from deepdoctor.engine.backends import TRAINED
 from deepdoctor.engine.follow import Follow, peak_bytes
 from deepdoctor.engine.model import LoadedModel
-from deepdoctor.engine.rows import prepare_rows
+from deepdoctor.engine.room import settled
+from deepdoctor.engine.rows import TrainingRows, prepare_rows
 from deepdoctor.engine.tracking import Tracker
 from deepdoctor.estimates import How, rounded_up
 from deepdoctor.files import write_json
@@ -34,12 +35,20 @@ LONGEST_WAIT = 7200
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
 
 
-def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], resume: bool = False, disk: float = math.inf) -> None:
+@settled()
+def finetune(
+    loaded: LoadedModel,
+    run: Run,
+    should_stop: Callable[[], bool],
+    resume: bool = False,
+    disk: float = math.inf,
+    rows: TrainingRows | None = None,
+) -> None:
     """Train a fresh adapter as the run's configuration says, or continue from the run's newest checkpoint.
 
     `should_stop` is asked after every optimizer step; on yes a checkpoint is saved and the run ends as "stopped". Metrics, status, log and
-    probe answers are appended to the run's folder. Raises DatasetError if no row is usable, RunError if a new run's checkpoints need more
-    than `disk` bytes.
+    probe answers are appended to the run's folder. rows: the run's, where they are prepared already. Raises DatasetError if no row is
+    usable, RunError if a new run's checkpoints need more than `disk` bytes.
     """
     config = run.finetune
     checkpoints = run.checkpoints()
@@ -47,7 +56,7 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
         run.log("No checkpoint was saved before the run ended: starting from the beginning.")
         resume = False
     run.claim()
-    rows = prepare_rows(loaded, run)
+    rows = rows or prepare_rows(loaded, run)
     rows = rows if run.writes else replace(rows, held_out=[], held_out_questions=[])
     planned = plan(config, loaded.info, [len(row.ids) for row in rows.train])
     if not resume:
@@ -66,9 +75,7 @@ def finetune(loaded: LoadedModel, run: Run, should_stop: Callable[[], bool], res
         callbacks=[follow],
     )
     if how.devices > 1:
-        order = Filled(len(rows.train), how.batch * how.devices, config.seed)
-        # the library tells the order its epoch, but not through what skips the first batches of a resumed one
-        order.set_epoch((checkpoints[-1] if resume else 0) // -(-len(rows.train) // config.rows_per_step))
+        order = _shared_order(run, how, len(rows.train), checkpoints[-1] if resume else 0)
         trainer._get_train_sampler = lambda *_dataset: order
     trainer.remove_callback(PrinterCallback)  # standard output belongs to the caller
     try:
@@ -121,6 +128,14 @@ class Filled(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Which epoch comes next: each has an order of its own."""
         self.order.set_epoch(epoch)
+
+
+def _shared_order(run: Run, how: How, rows: int, done: int) -> Filled:
+    """The order of several devices' rows from step `done` on."""
+    order = Filled(rows, how.batch * how.devices, run.finetune.seed)
+    # the library tells the order its epoch, but not through what skips the first batches of a resumed one
+    order.set_epoch(done // -(-rows // run.finetune.rows_per_step))
+    return order
 
 
 class PlainLossTrainer(SFTTrainer):

@@ -1,6 +1,8 @@
 """Room for models: what one holds, how memory is given back, and how a model that made room is found again."""
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -23,3 +25,18 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """What is there by now is settled: within this the garbage collector passes it over, and looks only at what comes to be.
+
+    Libraries call the collector some nine times before the first training step; looking through an 8B's modules and all that was imported
+    took it 0.6 s each time.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

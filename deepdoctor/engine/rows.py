@@ -1,14 +1,14 @@
 """A run's rows as token ids and labels: read, checked, split, encoded once, and written down in the run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from deepdoctor.checks import check
+from deepdoctor.checks import check, with_text
 from deepdoctor.dataset import Example, keep_apart, load_rows, map_columns, to_examples
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.prompts import marker_in, style_named
 from deepdoctor.runs import Run
-from deepdoctor.tokens import Encoded, encode_example
+from deepdoctor.tokens import Encoded, encode_examples
 
 IGNORED = -100
 
@@ -41,25 +41,36 @@ def prepare_rows(loaded: LoadedModel, run: Run) -> TrainingRows:
     Raises DatasetError if nothing is left to train on.
     """
     config, style = run.finetune, style_named(run.finetune.prompt_style)
-    tokenizer = loaded.tokenizer.backend_tokenizer
     rows = load_rows(run.dataset)
     examples = to_examples(rows.rows, map_columns(rows.columns, run.dataset))
     examples, kept_apart = keep_apart(examples, run.dataset.source, config.held_out_rows, config.seed)
     held_out = kept_apart[: config.held_out_rows]
     longest = min(config.max_seq_length, loaded.info.max_length)
-    report = check(examples, tokenizer, loaded.info.eos, style, longest, kept_apart)
+
+    def encoded(chosen: list[Example], supervision: str) -> list[Encoded]:
+        return encode_examples(chosen, loaded.tokenizer.backend_tokenizer, loaded.info.eos, style, supervision)
+
+    texts = with_text(examples)
+    train = dict(zip(texts, encoded([examples[index] for index in texts], config.supervision), strict=True))
+    report = check(examples, _lengths(train, len(examples)), loaded.info.eos, longest, kept_apart)
     kept = report.kept_examples(examples)
     run.keep("questions.json", [example.question for example in kept])
     run.keep("rows.json", {"source": rows.source, "fingerprint": rows.fingerprint, **report.summary()})
-
-    def encode(example: Example, supervision: str) -> Encoded:
-        return encode_example(example, tokenizer, loaded.info.eos, style, supervision)
-
     return TrainingRows(
-        train=[encode(example, config.supervision) for example in kept],
-        held_out=_fitting([encode(example, "response_only") for example in held_out if _is_whole(example)], longest),
+        train=[train[index] for index in report.kept],
+        held_out=_fitting(encoded([example for example in held_out if _is_whole(example)], "response_only"), longest),
         held_out_questions=[example.question for example in held_out],
     )
+
+
+def _lengths(encoded: Mapping[int, Encoded], rows: int) -> dict[str, list[int]]:
+    """Tokens of each part and of all of each row; 0 of a row that is not among the encoded ones. See `checks.token_lengths`."""
+    found = {part: [0] * rows for part in ("prompt", "reasoning", "response", "total")}
+    for index, row in encoded.items():
+        lengths = {**row.lengths, "total": len(row.ids)}
+        for part, of_rows in found.items():
+            of_rows[index] = lengths[part]
+    return found
 
 
 def _is_whole(example: Example) -> bool:

@@ -23,7 +23,7 @@ from deepdoctor.engine.pairs import Pairs
 from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.engine.room import found_again, free, weight_bytes
-from deepdoctor.engine.rows import prepare_rows
+from deepdoctor.engine.rows import TrainingRows, prepare_rows
 from deepdoctor.engine.several import train_on_several
 from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, told
 from deepdoctor.hub_adapters import FOLDER, PREFIX, HubAdapter, HubAdapters
@@ -189,16 +189,17 @@ class Session:
         seen = graded(known, latest.question)
         return self.comparisons.save(replace(latest, seen=seen))
 
-    def _in_precision(self, run: Run) -> ModelConfig:
-        """The run's model in the precision that its plan asks for; only Unsloth can load it anew. Raises what is wrong with such a plan."""
+    def _in_precision(self, run: Run) -> tuple[ModelConfig, TrainingRows | None]:
+        """The run's model in the precision that its plan asks for, and its rows if a plan was made. Raises what is wrong with that."""
         loaded = self._for(run)
         if loaded.info.backend != "unsloth" and run.finetune.devices == 1:
-            return loaded.config
-        wanted = plan(run.finetune, loaded.info, [len(row.ids) for row in prepare_rows(loaded, run).train]).how.precision
+            return loaded.config, None
+        rows = prepare_rows(loaded, run)
+        wanted = plan(run.finetune, loaded.info, [len(row.ids) for row in rows.train]).how.precision
         if loaded.info.backend != "unsloth" or wanted == loaded.info.precision:
-            return loaded.config
+            return loaded.config, rows
         sixteen = str(half()).removeprefix("torch.")
-        return loaded.config.changed(precision="4bit" if wanted == "4bit" else sixteen)
+        return loaded.config.changed(precision="4bit" if wanted == "4bit" else sixteen), rows
 
     def compare(self, request: Compare, should_stop: Ask = never, side: HubAdapter | None = None) -> Iterator[Comparison]:
         """Snapshots of one comparison; the last one is proven, graded seen or unseen, and saved."""
@@ -230,13 +231,13 @@ class Session:
         """Train here, or by several processes, for which the model makes room."""
         from deepdoctor.engine.finetune import finetune
 
-        config = self._in_precision(run)
+        config, rows = self._in_precision(run)
         self.pairs.release()
         assert self.loaded
         same = config == self.loaded.config
         if run.finetune.devices == 1:
             # the original's weights may have to be downloaded, where those in 4 bits came from a mirror
-            finetune(self.loaded if same else self.load(config, logged(run)), run, should_stop, resume, self.runs.free_bytes())
+            finetune(self.loaded if same else self.load(config, logged(run)), run, should_stop, resume, self.runs.free_bytes(), rows)
             return
         self._set_aside = found_again(self.loaded) if same else find(config, logged(run))
         self.loaded = self._pairs = None

@@ -21,7 +21,7 @@ from deepdoctor.dataset import HeldOutCase, held_out_examples
 from deepdoctor.errors import DeepDoctorError
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
-from deepdoctor.tokens import encode_example
+from deepdoctor.tokens import encode_examples
 
 QUESTIONS_AT_ONCE = 8
 LONGEST_ANSWER = 1200
@@ -164,7 +164,7 @@ def held_out_losses(loaded: Any, cases: Sequence[HeldOutCase], adapter: str, run
 
     _say("Measuring held-out losses")
     tokenizer, style = loaded.tokenizer.backend_tokenizer, style_named(run.finetune.prompt_style)
-    rows = [encode_example(case.example, tokenizer, loaded.info.eos, style, "response_only") for case in cases]
+    rows = encode_examples([case.example for case in cases], tokenizer, loaded.info.eos, style, "response_only")
     return evaluate(loaded, rows, None), evaluate(loaded, rows, adapter)
 
 

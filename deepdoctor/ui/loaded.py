@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from deepdoctor.checks import Report, check
+from deepdoctor.checks import Report, check, token_lengths
 from deepdoctor.config import DatasetConfig, FinetuneConfig
 from deepdoctor.dataset import Columns, Example, Rows, keep_apart, load_rows, map_columns, to_examples
 from deepdoctor.errors import DatasetError
@@ -127,7 +127,8 @@ class Loaded:
         def make() -> Checked:
             examples, usual = self.table(config).examples, FinetuneConfig()
             training, apart = keep_apart(examples, config.source, usual.held_out_rows, usual.seed)
-            report = check(training, self.tokenizer(tokenizer_file), eos, style_named(style), longest, apart)
+            lengths = token_lengths(training, self.tokenizer(tokenizer_file), eos, style_named(style))
+            report = check(training, lengths, eos, longest, apart)
             drawn = set(map(id, apart))
             return Checked(report, [index for index, example in enumerate(examples) if id(example) not in drawn])
 

@@ -4,7 +4,7 @@ from itertools import groupby
 
 from tokenizers import Tokenizer
 
-from deepdoctor.tokens import Encoded
+from deepdoctor.tokens import Spelled
 from deepdoctor.ui.components import escape, number
 
 MOST_TOKENS = 4000
@@ -17,7 +17,7 @@ LEGEND = (
 )
 
 
-def render_tokens(encoded: Encoded, tokenizer: Tokenizer) -> str:
+def render_tokens(encoded: Spelled, tokenizer: Tokenizer) -> str:
     """The encoded example as HTML: legend, counts, then each stretch of tokens under its part's name. At most MOST_TOKENS are shown."""
     special = set(tokenizer.get_added_tokens_decoder())
     pieces = _undivided(encoded, tokenizer, special)
@@ -28,7 +28,7 @@ def render_tokens(encoded: Encoded, tokenizer: Tokenizer) -> str:
     return f'<div class="dd-tokens">{LEGEND}{_counts(encoded)}{"".join(stretches)}{rest}</div>'
 
 
-def _counts(encoded: Encoded) -> str:
+def _counts(encoded: Spelled) -> str:
     trained = sum(encoded.supervised)
     total = len(encoded.ids)
     return (
@@ -67,7 +67,7 @@ def _visible(piece: str) -> str:
     return "".join(shown)
 
 
-def _undivided(encoded: Encoded, tokenizer: Tokenizer, special: set[int]) -> list[str]:
+def _undivided(encoded: Spelled, tokenizer: Tokenizer, special: set[int]) -> list[str]:
     """The pieces, with a character that byte-level tokens divide among them shown once, by the first of them."""
     pieces: list[str] = []
     missing, divided = 0, ""

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import gradio as gr
 
-from deepdoctor.checks import check
+from deepdoctor.checks import check, token_lengths
 from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, preset
 from deepdoctor.dataset import keep_apart
 from deepdoctor.engine.protocol import ModelInfo
@@ -110,7 +110,8 @@ class TrainEvents:
             examples = self.loaded.table(dataset).examples
             examples, held_out = keep_apart(examples, dataset.source, config.held_out_rows, config.seed)
             tokenizer = self.loaded.tokenizer(model.tokenizer_file)
-            report = check(examples, tokenizer, model.eos, style_named(config.prompt_style), limit, held_out)
+            lengths = token_lengths(examples, tokenizer, model.eos, style_named(config.prompt_style))
+            report = check(examples, lengths, model.eos, limit, held_out)
             report.kept_examples(examples)
             return len(examples), [report.lengths["total"][index] for index in report.kept]
 

@@ -57,7 +57,7 @@ def test_rows_of_any_number_are_counted_once_each(loaded: LoadedModel, llama: Pa
 
 
 def row_of(length: int) -> Encoded:
-    return Encoded([5] * length, ["x"] * length, [True] * length, ["prompt"] * (length // 2) + ["response"] * (length - length // 2))
+    return Encoded([5] * length, [True] * length, ["prompt"] * (length // 2) + ["response"] * (length - length // 2))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_the_end_of_sequence_counts_as_response(loaded: LoadedModel, llama: Path
     assert (row.ids[-1], row.parts[-1]) == (loaded.eos_id, "response")
     model = tiny.plain(llama)
     with_end = held_out_loss(model, [row])["held_out_response_loss"]
-    cut = Encoded(row.ids[:-1], row.pieces[:-1], row.supervised[:-1], row.parts[:-1])
+    cut = Encoded(row.ids[:-1], row.supervised[:-1], row.parts[:-1])
     assert held_out_loss(model, [cut])["held_out_response_loss"] != with_end
 
 

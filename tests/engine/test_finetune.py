@@ -1,5 +1,7 @@
 """Training: what the model is shown, what is written down, and that stopping and resuming change nothing."""
 
+import gc
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,9 @@ import pytest
 import torch
 from peft import PeftModel
 
+from deepdoctor.checks import check, token_lengths
 from deepdoctor.config import DatasetConfig
+from deepdoctor.dataset import Example
 from deepdoctor.engine.adapters import fresh_adapter, select_adapter
 from deepdoctor.engine.finetune import collator, finetune, trainer_arguments
 from deepdoctor.engine.protocol import Compare
@@ -18,6 +22,7 @@ from deepdoctor.engine.session import Session, never
 from deepdoctor.errors import DatasetError, RunError
 from deepdoctor.estimates import SAVED_BESIDE_BYTES, How, checkpoint_bytes
 from deepdoctor.plan import plan
+from deepdoctor.prompts import ARTICLE
 from deepdoctor.runs import Run
 from tests.engine import tiny
 
@@ -392,3 +397,41 @@ def test_the_model_is_left_ready_to_answer(session: Session, dataset: DatasetCon
     assert logging.getLogger("transformers.trainer").level == logging.ERROR
     *_, made = session.compare(Compare("A patient aged 50 has thirst. What is it?", run.id, sampling=tiny.GREEDY))
     assert made.finished
+
+
+def test_rows_that_are_prepared_are_not_read_again(session: Session, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    run = tiny.new_run(session, tiny.write_rows(file, tiny.rows()), max_steps=2)
+    loaded = tiny.model_of(session)
+    rows = prepare_rows(loaded, run)
+    file.unlink()
+    finetune(loaded, run, never, rows=rows)
+    assert run.state == "finished"
+    assert run.status["rows"] == len(rows.train)
+
+
+def test_lengths_that_are_written_down_are_those_that_the_page_shows(session: Session, tmp_path: Path) -> None:
+    rows = tiny.rows()
+    rows[1]["Question"], rows[2]["Question"], rows[3]["Response"] = "", "What is </think>?", ""
+    run = tiny.new_run(session, tiny.write_rows(tmp_path / "rows.jsonl", rows), held_out_rows=0)
+    loaded = tiny.model_of(session)
+    prepared = prepare_rows(loaded, run)
+    examples = [Example(row["Question"], row["Complex_CoT"], row["Response"]) for row in rows]
+    lengths = token_lengths(examples, loaded.tokenizer.backend_tokenizer, loaded.info.eos, ARTICLE)
+    kept = check(examples, lengths, loaded.info.eos, 2048, [])
+    written = json.loads((run.path / "rows.json").read_text())
+    assert {name: written[name] for name in kept.summary()} == kept.summary()
+    assert [len(row.ids) for row in prepared.train] == [lengths["total"][index] for index in kept.kept]
+    assert len(prepared.train) == len(rows) - 3
+
+
+def test_while_it_trains_the_collector_passes_over_what_was_there(session: Session, dataset: DatasetConfig) -> None:
+    frozen = []
+
+    def look() -> bool:
+        frozen.append(gc.get_freeze_count())
+        return False
+
+    session.finetune(tiny.new_run(session, dataset, max_steps=2).id, should_stop=look)
+    assert min(frozen) > 10_000
+    assert gc.get_freeze_count() == 0

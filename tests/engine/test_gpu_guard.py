@@ -110,7 +110,7 @@ def test_an_adapter_too_wide_for_kernels_is_written_plainly(
 def test_held_out_losses_read_the_weights_as_they_are_held(ready: tuple[LoadedModel, list[str]]) -> None:
     loaded, names = ready
     ids = [*PROMPT, *torch.randint(5, 600, (FORCED,), generator=torch.Generator().manual_seed(1)).tolist()]
-    row = Encoded(ids, ["x"] * len(ids), [True] * len(ids), ["response"] * len(ids))
+    row = Encoded(ids, [True] * len(ids), ["response"] * len(ids))
     for side in (None, *names):
         found = token_losses(loaded.base, [row], side)[0, len(PROMPT) :]
         right = F.cross_entropy(

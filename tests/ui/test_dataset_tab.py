@@ -13,7 +13,7 @@ import gradio as gr
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from deepdoctor.checks import check
+from deepdoctor.checks import check, token_lengths
 from deepdoctor.config import DatasetConfig, FinetuneConfig
 from deepdoctor.dataset import Example, keep_apart
 from deepdoctor.errors import DatasetError
@@ -261,7 +261,7 @@ def test_too_few_rows_to_keep_any_apart_is_said_in_place(events: DatasetEvents, 
 @pytest.mark.parametrize("rows", [1, 2, 30])
 def test_the_picture_of_lengths_is_whole_named_and_adds_up(tokenizer_file: str, rows: int) -> None:
     examples = [Example(f"Question {n}?", "Think. " * n, "Answer.") for n in range(1, rows + 1)]
-    report = check(examples, Tokenizer.from_file(tokenizer_file), EOS, ARTICLE, 700, [])
+    report = check(examples, token_lengths(examples, Tokenizer.from_file(tokenizer_file), EOS, ARTICLE), EOS, 700, [])
     root = ElementTree.fromstring(lengths_picture(report, 700))
     drawings = root.findall(".//svg")
     assert len(drawings) == 4
