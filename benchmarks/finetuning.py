@@ -4,8 +4,9 @@
                                     [--profile FILE [--profile-case NAME]]
 
 FOLDER holds a model (benchmarks/random_model.py makes one of the 8B's architecture). Every case has a process of its own. Seconds count
-from Start with the model loaded: tokenization, adapter, compilation and warm-up are in them. Peers may be cut short by --peer-steps; their
-60 steps are then what the first step took, and 59 times the median of the others.
+from Start with the model loaded: tokenization, adapter, compilation and warm-up are in them. Peers may be stopped by --peer-steps; their
+60 steps are then what the first step took, and 59 times the median of the others. Losses are compared, step by step, with TRL's in the same
+precision.
 """
 
 from deepdoctor.engine.accelerator import GIB, prepare
@@ -44,11 +45,11 @@ RESULTS = Path(__file__).parent / "results"
 STEPS = 60
 CAP_GIB = 15.0
 AUTO: dict[str, Any] = {"batching": "auto", "base_precision": "auto", "gradient_checkpointing": "auto"}
-QUIET: dict[str, Any] = {"held_out_rows": 0, "eval_steps": 0, "probe_steps": 0}
+QUIET: dict[str, Any] = {"held_out_rows": 0, "eval_steps": 0, "probe_steps": 0, "checkpoint_steps": 100_000, "logging_steps": 1}
 GPU_CASES = ("ours", "ours_quiet", "ours_15gib", "unsloth_15gib", "trl_4bit", "trl_16bit")
 CPU_CASES = ("ours", "ours_quiet", "trl")
 MEANS = {
-    "ours": "this app, its own plan, with held-out losses and probes",
+    "ours": "this app, its own plan, with held-out losses, probes and checkpoints",
     "ours_quiet": "this app, its own plan, training only",
     "ours_15gib": f"this app, 4 bit, within {CAP_GIB:g} GiB, training only",
     "unsloth_15gib": f"Unsloth at the article's settings, within {CAP_GIB:g} GiB",
@@ -56,6 +57,7 @@ MEANS = {
     "trl_16bit": "TRL + PEFT, bfloat16, 8 × 1, no checkpointing",
     "trl": "TRL + PEFT, same recipe",
 }
+LIKE = {"ours_quiet": ("trl_16bit", "trl"), "ours_15gib": ("trl_4bit",), "unsloth_15gib": ("trl_4bit",)}  # the same numbers by TRL
 VERSIONS = ("torch", "transformers", "peft", "trl", "accelerate", "unsloth", "bitsandbytes", "xformers")
 
 
@@ -114,9 +116,9 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
             torch.backends.cuda.enable_cudnn_sdp(True)  # theirs is PyTorch's default
             folder, said = EMBEDDED_FOLDER if nano else Path(options.model), texts(rows, recipe)
             if case == "unsloth_15gib":
-                found = finetuning_peers.unsloth(folder, said, recipe, CAP_GIB)
+                found = finetuning_peers.unsloth(folder, said, recipe, options.stop_after, CAP_GIB)
             else:
-                found = finetuning_peers.trl(folder, said, recipe, four_bit=case == "trl_4bit")
+                found = finetuning_peers.trl(folder, said, recipe, options.stop_after, four_bit=case == "trl_4bit")
     peak = peak_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu")) / GIB
     return {"case": case, **found, "peak_gib": round(peak, 2), "attention_given": given}
 
@@ -131,7 +133,7 @@ def texts(rows: DatasetConfig, recipe: FinetuneConfig, folder: Path = EMBEDDED_F
     ]
 
 
-def in_own_process(options: argparse.Namespace, case: str, steps: int) -> dict[str, Any]:
+def in_own_process(options: argparse.Namespace, case: str) -> dict[str, Any]:
     """`one` in a process of its own; {"failed": the end of what it said} if it fails."""
     command = [
         sys.executable,
@@ -143,7 +145,9 @@ def in_own_process(options: argparse.Namespace, case: str, steps: int) -> dict[s
         "--one",
         case,
         "--steps",
-        str(steps),
+        str(options.steps),
+        "--stop-after",
+        str(options.peer_steps),
     ]
     if options.profile and case == options.profile_case:
         command += ["--profile", str(options.profile)]
@@ -169,6 +173,13 @@ def figures(found: dict[str, Any], floor: float) -> dict[str, Any]:
         **{"steps": len(ends), "first_step": round(ends[0], 2), "step": round(step, 3), "slowest_step": round(max(between), 3)},
         **{"seconds_60": round(whole, 1), "to_floor": round(whole / floor, 2) if floor else None},
     }
+
+
+def loss_difference(found: dict[str, Any], cases: list[dict[str, Any]]) -> float | None:
+    """The largest relative difference of a loss from the one that TRL had at the same step, of the steps that both ran; None without."""
+    wanted = next((each["losses"] for each in cases if each["case"] in LIKE.get(found["case"], ()) and "losses" in each), [])
+    pairs = list(zip(found.get("losses", []), wanted, strict=False))
+    return round(max(abs(one - other) / other for one, other in pairs), 5) if pairs else None
 
 
 def floor_of(nano: bool, parameters: int) -> dict[str, float]:
@@ -208,18 +219,20 @@ def as_markdown(result: dict[str, Any]) -> str:
         f"Floor: {result['floor']['seconds']:.1f} s for {result['floor']['tokens']:,.0f} tokens at the measured "
         f"{result['floor']['flops'] / 1e12:,.2f} TFLOP/s, 4 operations a parameter and token.",
         "",
-        f"| | steps run | first step, s | a step, s | 60 steps, s | times the floor | peak{of_process}, GiB | planned s / GiB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| | steps run | first step, s | a step, s | 60 steps, s | times the floor | peak{of_process}, GiB | planned s / GiB "
+        "| losses off TRL's |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for found in result["cases"]:
         if "failed" in found:
-            lines.append(f"| {MEANS[found['case']]} | failed: {found['failed'].strip().splitlines()[-1][:160]} | | | | | | |")
+            lines.append(f"| {MEANS[found['case']]} | failed: {found['failed'].strip().splitlines()[-1][:160]} | | | | | | | |")
             continue
         plan = found.get("plan")
         planned = f"{plan['seconds']:.0f} / {plan['memory_bytes'] / GIB:.1f}" if plan else ""
+        apart = "" if found["loss_difference"] is None else f"{found['loss_difference']:.2%}"
         lines.append(
             f"| {MEANS[found['case']]} | {found['steps']} | {found['first_step']:.1f} | {found['step']:.2f} | {found['seconds_60']:.1f} "
-            f"| {found['to_floor']} | {found['peak_gib']:.1f} | {planned} |"
+            f"| {found['to_floor']} | {found['peak_gib']:.1f} | {planned} | {apart} |"
         )
     if any(found.get("attention_given") for found in result["cases"]):
         lines += [
@@ -236,6 +249,7 @@ def main() -> int:
     parser.add_argument("--case", action="append")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--peer-steps", type=int, default=STEPS)
+    parser.add_argument("--stop-after", type=int, default=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--one", help="measure that case in this process and print its figures")
     parser.add_argument("--profile", type=Path, help="profile three steps of --profile-case and write the tables there")
     parser.add_argument("--profile-case", choices=[case for case in MEANS if case.startswith("ours")], default="ours_quiet")
@@ -247,13 +261,13 @@ def main() -> int:
         return 0
     nano, cuda = options.model == EMBEDDED_MODEL, torch.cuda.is_available()
     cases = options.case or (CPU_CASES if nano else GPU_CASES)
-    found = [in_own_process(options, case, options.steps if case.startswith("ours") else options.peer_steps) for case in cases]
+    found = [in_own_process(options, case) for case in cases]
     parameters = next((each["parameters"] for each in found if "parameters" in each), 0)
     floor = floor_of(nano, parameters)
     result = {
         "machine": torch.cuda.get_device_name() if cuda else f"{processor()}, {os.cpu_count()} cores",
         **{"model": Path(options.model).name, "parameters": parameters, "versions": _versions(), "floor": floor},
-        "cases": [figures(each, floor["seconds"]) for each in found],
+        "cases": [{**figures(each, floor["seconds"]), "loss_difference": loss_difference(each, found)} for each in found],
     }
     print(json.dumps(result) if options.json else as_markdown(result))
     if options.save:

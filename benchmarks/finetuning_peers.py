@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from deepdoctor.config import FinetuneConfig
@@ -22,10 +22,10 @@ from deepdoctor.engine.model import PROJECTIONS
 
 
 class Clock(TrainerCallback):
-    """When each step ended, in seconds since `begin` was called."""
+    """When each step ended, in seconds since `begin` was called; after `stop_after` steps TRL is told to stop."""
 
-    def __init__(self) -> None:
-        self.ends: list[float] = []
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after, self.ends = stop_after, list[float]()
         self.begin()
 
     def begin(self) -> None:
@@ -38,12 +38,13 @@ class Clock(TrainerCallback):
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter() - self._began)
 
-    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+    def on_step_end(self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_kwargs: Any) -> None:
         """TRL says so."""
         self.tick()
+        control.should_training_stop = len(self.ends) == self.stop_after
 
 
-def trl(folder: Path, texts: list[str], recipe: FinetuneConfig, four_bit: bool) -> dict[str, Any]:
+def trl(folder: Path, texts: list[str], recipe: FinetuneConfig, stop_after: int, four_bit: bool) -> dict[str, Any]:
     """Stock TRL + PEFT: 4 bit as documented (2 × 4, its default checkpointing), or 16 bit with the largest batch and no checkpointing."""
     cuda = torch.cuda.is_available()
     more: dict[str, Any] = {"dtype": torch.bfloat16 if cuda else torch.float32}
@@ -57,10 +58,11 @@ def trl(folder: Path, texts: list[str], recipe: FinetuneConfig, four_bit: bool) 
     lora = LoraConfig(
         r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, lora_dropout=0.0, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"
     )
-    return _train(get_peft_model(model, lora) if not four_bit else model, folder, texts, recipe, _more(recipe, four_bit, lora))
+    more = {"stop_after": stop_after, **_more(recipe, four_bit, lora)}
+    return _train(get_peft_model(model, lora) if not four_bit else model, folder, texts, recipe, more)
 
 
-def unsloth(folder: Path, texts: list[str], recipe: FinetuneConfig, gib: float | None) -> dict[str, Any]:
+def unsloth(folder: Path, texts: list[str], recipe: FinetuneConfig, stop_after: int, gib: float | None) -> dict[str, Any]:
     """Unsloth at the article's settings: 4 bit, batches of 2 added up 4 times, its own checkpointing."""
     from unsloth import FastLanguageModel
 
@@ -79,7 +81,7 @@ def unsloth(folder: Path, texts: list[str], recipe: FinetuneConfig, gib: float |
         use_gradient_checkpointing="unsloth",
         random_state=recipe.seed,
     )
-    return _train(model, folder, texts, recipe, {})
+    return _train(model, folder, texts, recipe, {"stop_after": stop_after})
 
 
 def _more(recipe: FinetuneConfig, four_bit: bool, lora: LoraConfig) -> dict[str, Any]:
@@ -92,6 +94,7 @@ def _more(recipe: FinetuneConfig, four_bit: bool, lora: LoraConfig) -> dict[str,
 def _train(model: Any, folder: Path, texts: list[str], recipe: FinetuneConfig, more: dict[str, Any]) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     peft = {"peft_config": more.pop("peft_config")} if "peft_config" in more else {}
+    stop_after = more.pop("stop_after")
     cuda = torch.cuda.is_available()
     arguments = {
         "per_device_train_batch_size": recipe.batch_size,
@@ -110,7 +113,7 @@ def _train(model: Any, folder: Path, texts: list[str], recipe: FinetuneConfig, m
         "dataset_text_field": "text",
         **more,
     }
-    clock, folder_of_its_own = Clock(), tempfile.mkdtemp(prefix="deepdoctor-peer-")
+    clock, folder_of_its_own = Clock(stop_after), tempfile.mkdtemp(prefix="deepdoctor-peer-")
     trainer = (SFTTrainer if cuda else PlainLossTrainer)(  # TRL's own loss needs Triton
         model=model,
         args=SFTConfig(output_dir=folder_of_its_own, report_to="none", save_strategy="no", disable_tqdm=True, **arguments),
