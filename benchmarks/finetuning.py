@@ -120,7 +120,8 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
             else:
                 found = finetuning_peers.trl(folder, said, recipe, options.stop_after, four_bit=case == "trl_4bit")
     peak = peak_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu")) / GIB
-    return {"case": case, **found, "peak_gib": round(peak, 2), "attention_given": given}
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor()}, {os.cpu_count()} cores"
+    return {"case": case, **found, "peak_gib": round(peak, 2), "attention_given": given, "machine": machine, "flops": matrix_rate(nano)}
 
 
 def texts(rows: DatasetConfig, recipe: FinetuneConfig, folder: Path = EMBEDDED_FOLDER) -> list[str]:
@@ -164,12 +165,12 @@ def figures(found: dict[str, Any], floor: float) -> dict[str, Any]:
     """Seconds of the 60 steps, of the first and of a step, and how many times the floor that is."""
     if "failed" in found:
         return found
-    ends = found.pop("ends")
+    ends = found["ends"]
     between = [after - before for before, after in pairwise(ends)]
     step = statistics.median(between)
     whole = ends[-1] if len(ends) == STEPS else ends[0] + (STEPS - 1) * step
     return {
-        **found,
+        **{name: value for name, value in found.items() if name != "ends"},
         **{"steps": len(ends), "first_step": round(ends[0], 2), "step": round(step, 3), "slowest_step": round(max(between), 3)},
         **{"seconds_60": round(whole, 1), "to_floor": round(whole / floor, 2) if floor else None},
     }
@@ -182,8 +183,8 @@ def loss_difference(found: dict[str, Any], cases: list[dict[str, Any]]) -> float
     return round(max(abs(one - other) / other for one, other in pairs), 5) if pairs else None
 
 
-def floor_of(nano: bool, parameters: int) -> dict[str, float]:
-    """Seconds of the 60 steps if only 4·N operations a token were done, at the rate of a large matrix product measured here."""
+def matrix_rate(nano: bool) -> float:
+    """Operations a second of a large matrix product, measured here."""
     size, kind = (1024, torch.float32) if nano else (8192, torch.bfloat16)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
@@ -194,9 +195,19 @@ def floor_of(nano: bool, parameters: int) -> dict[str, float]:
         began = time.perf_counter()
         (left @ right)[0, 0].item()
         seconds.append(time.perf_counter() - began)
-    rate = 2 * size**3 / min(seconds)
-    tokens = mean_tokens(nano) * recipe_for(nano, STEPS).rows_per_step * STEPS
-    return {"flops": rate, "tokens": tokens, "seconds": 4 * parameters * tokens / rate}
+    return 2 * size**3 / min(seconds)
+
+
+def result_of(options: argparse.Namespace, found: list[dict[str, Any]], tokens: float) -> dict[str, Any]:
+    """What has been measured so far. Its floor: seconds of the 60 steps if only 4·N operations a token were done, at the matrix rate."""
+    parameters = next((each["parameters"] for each in found if "parameters" in each), 0)
+    rate = max((each.get("flops", 0.0) for each in found), default=0.0)
+    floor = {"flops": rate, "tokens": tokens, "seconds": 4 * parameters * tokens / rate if rate else 0.0}
+    return {
+        "machine": next((each["machine"] for each in found if "machine" in each), "unknown"),
+        **{"model": Path(options.model).name, "parameters": parameters, "versions": _versions(), "floor": floor},
+        "cases": [{**figures(each, floor["seconds"]), "loss_difference": loss_difference(each, found)} for each in found],
+    }
 
 
 def mean_tokens(nano: bool) -> float:
@@ -243,7 +254,7 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure each case, print, and with --save write under results/."""
+    """Measure each case and print; with --save what is there so far is written under results/ after each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--case", action="append")
@@ -259,20 +270,15 @@ def main() -> int:
     if options.one:
         print(json.dumps(one(options)), flush=True)
         return 0
-    nano, cuda = options.model == EMBEDDED_MODEL, torch.cuda.is_available()
-    cases = options.case or (CPU_CASES if nano else GPU_CASES)
-    found = [in_own_process(options, case) for case in cases]
-    parameters = next((each["parameters"] for each in found if "parameters" in each), 0)
-    floor = floor_of(nano, parameters)
-    result = {
-        "machine": torch.cuda.get_device_name() if cuda else f"{processor()}, {os.cpu_count()} cores",
-        **{"model": Path(options.model).name, "parameters": parameters, "versions": _versions(), "floor": floor},
-        "cases": [{**figures(each, floor["seconds"]), "loss_difference": loss_difference(each, found)} for each in found],
-    }
+    nano, found = options.model == EMBEDDED_MODEL, list[dict[str, Any]]()
+    tokens = mean_tokens(nano) * recipe_for(nano, STEPS).rows_per_step * STEPS
+    for case in options.case or (CPU_CASES if nano else GPU_CASES):
+        found.append(in_own_process(options, case))
+        result = result_of(options, found, tokens)
+        if options.save:
+            write_json(RESULTS / f"{options.save}.json", result)
+            write_text(RESULTS / f"{options.save}.md", as_markdown(result))
     print(json.dumps(result) if options.json else as_markdown(result))
-    if options.save:
-        write_json(RESULTS / f"{options.save}.json", result)
-        write_text(RESULTS / f"{options.save}.md", as_markdown(result))
     return 0
 
 
