@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +75,7 @@ def convert(converter: Converter, merged: Path, target: Path, kind: str) -> Path
             raise RuntimeError(f"it wrote {', '.join(Path(file).name for file in made) or 'nothing'}, but not {target.name}")
         whole = True
     except Exception as error:
-        raise RunError(f"The model could not be converted to GGUF: {_first(error)}. Export without GGUF; the run is unharmed.") from error
+        raise RunError(f"The model could not be converted to GGUF: {_reason(error)}. Export without GGUF; the run is unharmed.") from error
     finally:
         for file in target.parent.glob(f"{target.stem}*.gguf"):
             if not (whole and file == target):
@@ -99,3 +100,9 @@ def nothing_installed() -> Iterator[None]:
 def _first(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0].removeprefix("Unsloth: ").rstrip(".")
+
+
+def _reason(error: BaseException) -> str:
+    """Why the converter failed: of what its script said the last line that names an error, such as "KeyError: …", else the first line."""
+    named = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*\S", str(error), re.MULTILINE)
+    return named[-1].rstrip(".") if named else _first(error)

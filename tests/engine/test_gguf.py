@@ -100,9 +100,13 @@ def test_what_cannot_be_made_is_refused_before_anything_is_written(
     ("converter", "words"),
     [
         (FakeConverter(fails="Unsloth: the tokenizer is unknown"), r"converted to GGUF: the tokenizer is unknown\. Export without GGUF"),
+        (
+            FakeConverter(fails="Unsloth: Failed with `x`: exit 1.\n-- stderr --\n File x\nKeyError: 'new kind'\n-- stdout --\nbye"),
+            r"converted to GGUF: KeyError: 'new kind'\. Export without GGUF",
+        ),
         (FakeConverter(writes=False), "it wrote nothing, but not .*q8_0.gguf"),
     ],
-    ids=["fails", "writes nothing"],
+    ids=["fails", "fails in its script", "writes nothing"],
 )
 def test_a_conversion_that_fails_leaves_the_export_before(trained: Trained, tmp_path: Path, converter: FakeConverter, words: str) -> None:
     (tmp_path / "out").mkdir()
