@@ -239,6 +239,7 @@ class Session:
             # the original's weights may have to be downloaded, where those in 4 bits came from a mirror
             finetune(self.loaded if same else self.load(config, logged(run)), run, should_stop, resume, self.runs.free_bytes(), rows)
             return
+        del rows  # each process encodes its own
         self._set_aside = found_again(self.loaded) if same else find(config, logged(run))
         self.loaded = self._pairs = None
         free()

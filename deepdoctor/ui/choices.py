@@ -1,6 +1,8 @@
 """Runs and checkpoints as choices: what of a run can be the tuned side, and how it is called."""
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
@@ -35,9 +37,18 @@ def step_choices(run: Run | HubAdapter) -> list[tuple[str, Any]]:
 
 def also_update(run: Run | HubAdapter | None, step: Any, chosen: Sequence[Any] | None) -> Any:
     """An update of the further checkpoints that can be shown beside `step`, which keeps what is chosen; hidden where there are none."""
-    others = [choice for choice in step_choices(run) if choice[1] != step] if run else []
+    others = [choice for choice in step_choices(run) if choice[1] not in _same(run, step)] if run else []
     values = [value for _label, value in others]
     return gr.update(choices=others, value=[each for each in chosen or () if each in values], visible=bool(others))
+
+
+def _same(run: Run | HubAdapter, step: Any) -> tuple[Any, ...]:
+    """`step` and what is the same adapter: the final one was saved at the last checkpoint too."""
+    last = None
+    if isinstance(run, Run):
+        with suppress(OSError, ValueError, KeyError):
+            last = json.loads((run.path / "adapter" / "complete.json").read_text(encoding="utf-8"))["step"]
+    return (FINAL, last) if step in (FINAL, last) else (step,)
 
 
 def run_updates(runs: list[Run]) -> list[Any]:

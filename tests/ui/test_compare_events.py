@@ -26,6 +26,7 @@ from tests.ui.fakes import (
     PROOF,
     QUESTION,
     READY,
+    RECIPE,
     TUNED_TEXT,
     fake_comparison,
     fake_context,
@@ -129,6 +130,14 @@ def test_what_can_be_shown_beside_the_chosen_checkpoint_are_the_others_of_its_ru
     assert handlers.refresh("gone", 40, [20], None)[5]["value"] == []
     assert handlers.refresh(other.id, FINAL, [20, 40], None)[5]["value"] == [20]
     assert not handlers.also_of(None, None, None)["visible"]
+
+
+def test_the_checkpoint_that_is_the_final_adapter_is_not_offered_beside_it(handlers, context):
+    last = RECIPE.max_steps
+    run = fake_run(context.settings.data_dir, steps=(20, last))
+    assert [value for _label, value in handlers.steps_of(run.id)[1]["choices"]] == [20]
+    assert [value for _label, value in handlers.also_of(run.id, last, [])["choices"]] == [20]
+    assert [value for _label, value in handlers.also_of(run.id, 20, [])["choices"]] == [FINAL, last]
 
 
 @pytest.mark.parametrize(
