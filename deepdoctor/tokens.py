@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
 from deepdoctor.prompts import PromptStyle, render_completion, render_question
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    from tokenizers import Encoding, Tokenizer
 
     from deepdoctor.dataset import Example
 
@@ -42,12 +40,12 @@ class Spelled(Encoded):
     pieces: list[str]
 
 
-def encode_prompt(tokenizer: Tokenizer, question: str, style: PromptStyle) -> list[int]:
+def encode_prompt(tokenizer: "Tokenizer", question: str, style: PromptStyle) -> list[int]:
     """Token ids of the rendered question, with the tokenizer's own beginning-of-sequence token."""
     return tokenizer.encode(render_question(question, style)).ids
 
 
-def encode_example(example: "Example", tokenizer: Tokenizer, eos: str, style: PromptStyle, supervision: str = "whole_text") -> Spelled:
+def encode_example(example: "Example", tokenizer: "Tokenizer", eos: str, style: PromptStyle, supervision: str = "whole_text") -> Spelled:
     """Tokens of the training text of an Example, with what each of them covers.
 
     Raises ConfigError if the question is empty or contains a control marker.
@@ -60,7 +58,7 @@ def encode_example(example: "Example", tokenizer: Tokenizer, eos: str, style: Pr
 
 
 def encode_examples(
-    examples: Sequence["Example"], tokenizer: Tokenizer, eos: str, style: PromptStyle, supervision: str = "whole_text"
+    examples: Sequence["Example"], tokenizer: "Tokenizer", eos: str, style: PromptStyle, supervision: str = "whole_text"
 ) -> list[Encoded]:
     """The same for many at once, on all cores."""
     tokenizer, found = untruncated(tokenizer), []
@@ -73,11 +71,11 @@ def encode_examples(
     return found
 
 
-def untruncated(tokenizer: Tokenizer) -> Tokenizer:
+def untruncated(tokenizer: "Tokenizer") -> "Tokenizer":
     """The tokenizer, or where it cuts or pads a copy that does not: lengths must be true, and the tokenizer belongs to the caller."""
     if tokenizer.truncation is None and tokenizer.padding is None:
         return tokenizer
-    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy = type(tokenizer).from_str(tokenizer.to_str())
     copy.no_truncation()
     copy.no_padding()
     return copy

@@ -180,7 +180,8 @@ def test_why_processes_failed_is_told_in_the_first_ones_words_or_their_last_line
 
 
 def test_a_launcher_is_ended_with_what_it_started() -> None:
-    launcher = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 100 & wait"], start_new_session=True)
+    # goes on when its child is gone: whichever of them is killed first
+    launcher = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 100 & while :; do wait; done"], start_new_session=True)
     assert tiny.until(lambda: bool(psutil.Process(launcher.pid).children()))
     (child,) = psutil.Process(launcher.pid).children()
     end(launcher, wait=0.2)
