@@ -117,6 +117,18 @@ def test_selecting_twice_attaches_once(loaded: LoadedModel, adapter: Path) -> No
     assert len(loaded.selected) == 1
 
 
+def test_an_adapter_that_was_written_anew_is_read_anew(loaded: LoadedModel, llama: Path, tmp_path: Path) -> None:
+    hashes = []
+    for seed in (1, 5, 5):
+        folder = tiny.save_adapter(tmp_path / "adapter", llama, seed=seed)
+        name = select_adapter(loaded, folder)
+        assert select_adapter(loaded, folder) == name
+        hashes.append((name, adapter_hash(loaded, name)))
+    (first, one), (second, other), (third, again) = hashes
+    assert len({first, second, third}) == 3
+    assert one != other == again
+
+
 def test_the_adapter_unused_for_longest_goes(loaded: LoadedModel, llama: Path, tmp_path: Path) -> None:
     folders = [tiny.save_adapter(tmp_path / str(seed), llama, seed) for seed in range(SELECTED_AT_MOST + 2)]
     names = [select_adapter(loaded, folder) for folder in folders[:SELECTED_AT_MOST]]
