@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from deepdoctor.dataset import PARTS, Example
 from deepdoctor.errors import DatasetError
 from deepdoctor.overlap import Overlap, normalize
-from deepdoctor.prompts import THINK_CLOSE, PromptStyle, marker_in, render_completion, render_question
-from deepdoctor.tokens import BATCH, untruncated
+from deepdoctor.prompts import THINK_CLOSE, PromptStyle, marker_in
+from deepdoctor.tokens import Placed, placed
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 ROWS_SHOWN = 20
+MEASURED = ("prompt", "reasoning", "response", "total")
 KINDS = {
     "empty": ("Question or response empty", "Left out: there is nothing to ask or to answer."),
     "no_reasoning": ("Reasoning empty", "Left out: they would teach the model to answer without thinking."),
@@ -87,9 +88,8 @@ def check(
 ) -> Report:
     """Count what would harm training, and decide what is kept.
 
-    `lengths` are those of the examples, as by `token_lengths`. `held_out` are examples that must stay unknown to the
-    model: rows seen or near-seen among them are left out. A duplicate is a question equal, after normalization, to that of an earlier row
-    that is kept.
+    `lengths` are those of the examples, as by `token_lengths`. `held_out` are examples that must stay unknown to the model: rows seen or
+    near-seen among them are left out. A duplicate is a question equal, after normalization, to that of an earlier row that is kept.
     """
     overlap = Overlap([example.question for example in held_out]) if held_out else None
     found: dict[str, list[int]] = {kind: [] for kind in KINDS}
@@ -124,19 +124,15 @@ def with_text(examples: Sequence[Example]) -> list[int]:
 
 def token_lengths(examples: Sequence[Example], tokenizer: "Tokenizer", eos: str, style: PromptStyle) -> dict[str, list[int]]:
     """Tokens of "prompt", "reasoning", "response", "total" for every example: what `tokens.encode_example` counts, but many at once."""
-    tokenizer = untruncated(tokenizer)
-    lengths: dict[str, list[int]] = {part: [0] * len(examples) for part in ("prompt", "reasoning", "response", "total")}
     usable = with_text(examples)
-    for start in range(0, len(usable), BATCH):
-        indices = usable[start : start + BATCH]
-        prompts = [render_question(examples[index].question, style) for index in indices]
-        completions = [render_completion(examples[index].reasoning, examples[index].response, eos, style) for index in indices]
-        encodings = tokenizer.encode_batch([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
-        for index, prompt, completion, encoding in zip(indices, prompts, completions, encodings, strict=True):
-            response_start = len(prompt) + len(completion) - len(eos) - len(examples[index].response.strip())
-            for part, length in _part_lengths(encoding, len(prompt), response_start).items():
-                lengths[part][index] = length
-    return lengths
+    found = placed([examples[index] for index in usable], tokenizer, eos, style)
+    return by_part({index: _part_lengths(each) for index, each in zip(usable, found, strict=True)}, len(examples))
+
+
+def by_part(lengths: Mapping[int, Mapping[str, int]], rows: int) -> dict[str, list[int]]:
+    """Lengths of rows (from 0), each by part, as one list a part; 0 for a row that is not among them."""
+    none = dict.fromkeys(MEASURED, 0)
+    return {part: [lengths.get(index, none)[part] for index in range(rows)] for part in MEASURED}
 
 
 def _troubles(example: Example, eos: str, overlap: Overlap | None) -> Iterator[str]:
@@ -151,10 +147,10 @@ def _troubles(example: Example, eos: str, overlap: Overlap | None) -> Iterator[s
         yield "held_out"
 
 
-def _part_lengths(encoding: "Encoding", prompt_end: int, response_start: int) -> dict[str, int]:
-    special = encoding.special_tokens_mask
-    first_of_completion = _first_token_from(encoding, prompt_end)
-    first_of_response = _first_token_from(encoding, response_start)
+def _part_lengths(found: Placed) -> dict[str, int]:
+    special = found.encoding.special_tokens_mask
+    first_of_completion = _first_token_from(found.encoding, found.prompt_end)
+    first_of_response = _first_token_from(found.encoding, found.response_start)
     written = len(special) - _trailing(special)
     return {
         "prompt": first_of_completion - sum(special[:first_of_completion]),

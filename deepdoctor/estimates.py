@@ -16,7 +16,7 @@ from deepdoctor.engine.protocol import ModelInfo
 # an H200 0.39 s), 0.52 s as 4 × 2, 2.23 s as 1 × 8, with checkpointing 0.60 s as 8 × 1; 4 bits: 0.45 s as 8 × 1, 1.31 s as 2 × 4, 2.32 s
 # as 1 × 8, with checkpointing 0.65 s as 8 × 1 and 1.99 s as 2 × 4: small batches take what launching takes. A probe 5.7 ms a token.
 TRAINING_EFFICIENCY = {"cpu": 0.31, "16bit": 0.63, "4bit": 0.55}
-SECONDS_PER_BATCH = {"cpu": 0.045, "cuda": 0.0}
+CPU_SECONDS_PER_BATCH = 0.045
 LAUNCH_SECONDS_PER_LAYER = {False: 8.4e-3, True: 15.5e-3}
 DECODE_SECONDS_PER_LAYER = {"cpu": 0.92e-3, "cuda": 1.8e-4}
 SECONDS_TO_START = {"cpu": 2.5, "cuda": 7.0}
@@ -186,10 +186,12 @@ def seconds_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequ
     steps = config.steps_for(len(lengths))
     operations = (6 if how.checkpointing else 4) * model.parameters
     read = padded_length(lengths, how.batch, how.padded_to) if how.padded_to else sum(lengths) / len(lengths)
-    launched = model.layers * LAUNCH_SECONDS_PER_LAYER[how.checkpointing] if kind == "cuda" else 0.0
-    batch = max(how.batch * read * operations / rate, launched) + SECONDS_PER_BATCH[kind]
-    in_turn = how.devices if kind == "cpu" else 1  # processes on a CPU share its cores
-    trained = steps * how.accumulation * batch * in_turn
+    batch = how.batch * read * operations / rate
+    if kind == "cuda":
+        batch = max(batch, model.layers * LAUNCH_SECONDS_PER_LAYER[how.checkpointing])
+    else:
+        batch = (batch + CPU_SECONDS_PER_BATCH) * how.devices  # processes on a CPU share its cores
+    trained = steps * how.accumulation * batch
     evaluations = _times(steps, config.eval_steps) if config.held_out_rows else 0
     evaluated = evaluations * config.held_out_rows * sum(lengths) / len(lengths) * 2 * model.parameters / rate
     answers = _times(steps, config.probe_steps) * max(1, len(config.probe_questions)) if config.probe_steps else 0

@@ -1,6 +1,6 @@
 """Examples as tokens: which ids the model reads, and which of them it is trained to write. Torch-free, so that the page can show it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,30 +45,43 @@ def encode_prompt(tokenizer: "Tokenizer", question: str, style: PromptStyle) -> 
     return tokenizer.encode(render_question(question, style)).ids
 
 
-def encode_example(example: "Example", tokenizer: "Tokenizer", eos: str, style: PromptStyle, supervision: str = "whole_text") -> Spelled:
-    """Tokens of the training text of an Example, with what each of them covers.
+@dataclass(frozen=True)
+class Placed:
+    """A training text as its tokenizer read it, and the characters at which its completion and its response begin."""
 
-    Raises ConfigError if the question is empty or contains a control marker.
+    text: str
+    encoding: "Encoding"
+    prompt_end: int
+    response_start: int
+
+
+def placed(examples: Sequence["Example"], tokenizer: "Tokenizer", eos: str, style: PromptStyle) -> Iterator[Placed]:
+    """The training texts of Examples, read many at once on all cores, neither cut nor padded.
+
+    Raises ConfigError if a question is empty or contains a control marker.
     """
-    prompt, completion = _texts(example, eos, style)
-    text = prompt + completion
-    encoding = untruncated(tokenizer).encode(text)
-    pieces = [text[start:end] or token for (start, end), token in zip(encoding.offsets, encoding.tokens, strict=True)]
-    return Spelled(**vars(_encoded(encoding, len(prompt), _response_start(example, text, eos), supervision)), pieces=pieces)
+    tokenizer = untruncated(tokenizer)
+    for start in range(0, len(examples), BATCH):
+        some = examples[start : start + BATCH]
+        prompts = [render_question(example.question, style) for example in some]
+        completions = [render_completion(example.reasoning, example.response, eos, style) for example in some]
+        texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        for example, prompt, text, encoding in zip(some, prompts, texts, tokenizer.encode_batch(texts), strict=True):
+            yield Placed(text, encoding, len(prompt), len(text) - len(eos) - len(example.response.strip()))
+
+
+def encode_example(example: "Example", tokenizer: "Tokenizer", eos: str, style: PromptStyle, supervision: str = "whole_text") -> Spelled:
+    """Tokens of the training text of an Example, with what each of them covers. Raises as `placed`."""
+    (found,) = placed([example], tokenizer, eos, style)
+    spans = zip(found.encoding.offsets, found.encoding.tokens, strict=True)
+    return Spelled(**vars(_encoded(found, supervision)), pieces=[found.text[start:end] or token for (start, end), token in spans])
 
 
 def encode_examples(
     examples: Sequence["Example"], tokenizer: "Tokenizer", eos: str, style: PromptStyle, supervision: str = "whole_text"
 ) -> list[Encoded]:
-    """The same for many at once, on all cores."""
-    tokenizer, found = untruncated(tokenizer), []
-    for start in range(0, len(examples), BATCH):
-        some = examples[start : start + BATCH]
-        texts = [_texts(example, eos, style) for example in some]
-        encodings = tokenizer.encode_batch([prompt + completion for prompt, completion in texts])
-        for example, (prompt, completion), encoding in zip(some, texts, encodings, strict=True):
-            found.append(_encoded(encoding, len(prompt), _response_start(example, prompt + completion, eos), supervision))
-    return found
+    """The same for many at once, without what each token covers."""
+    return [_encoded(found, supervision) for found in placed(examples, tokenizer, eos, style)]
 
 
 def untruncated(tokenizer: "Tokenizer") -> "Tokenizer":
@@ -81,18 +94,10 @@ def untruncated(tokenizer: "Tokenizer") -> "Tokenizer":
     return copy
 
 
-def _texts(example: "Example", eos: str, style: PromptStyle) -> tuple[str, str]:
-    return render_question(example.question, style), render_completion(example.reasoning, example.response, eos, style)
-
-
-def _response_start(example: "Example", text: str, eos: str) -> int:
-    return len(text) - len(eos) - len(example.response.strip())
-
-
-def _encoded(encoding: "Encoding", prompt_end: int, response_start: int, supervision: str) -> Encoded:
+def _encoded(found: Placed, supervision: str) -> Encoded:
+    prompt_end, response_start, whole = found.prompt_end, found.response_start, supervision == "whole_text"
     parts = [
         "special" if start == end else "prompt" if start < prompt_end else "reasoning" if start < response_start else "response"
-        for start, end in encoding.offsets
+        for start, end in found.encoding.offsets
     ]
-    whole = supervision == "whole_text"
-    return Encoded(list(encoding.ids), [whole or part in ("reasoning", "response") for part in parts], parts)
+    return Encoded(list(found.encoding.ids), [whole or part in ("reasoning", "response") for part in parts], parts)

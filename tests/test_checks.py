@@ -62,7 +62,7 @@ def test_lengths_are_those_of_the_token_view(tokenizer: Tokenizer, style) -> Non
 
 
 def test_lengths_of_more_rows_than_one_batch_keep_their_order(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepdoctor.checks.BATCH", 2)
+    monkeypatch.setattr("deepdoctor.tokens.BATCH", 2)
     lengths = token_lengths([GOOD, Example("", "a", "b"), OTHER, GOOD], tokenizer, EOS, NATIVE)
     assert lengths["total"][0] == lengths["total"][3] != lengths["total"][2]
     assert [part[1] for part in lengths.values()] == [0, 0, 0, 0]

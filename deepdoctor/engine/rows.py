@@ -1,9 +1,9 @@
 """A run's rows as token ids and labels: read, checked, split, encoded once, and written down in the run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepdoctor.checks import check, with_text
+from deepdoctor.checks import by_part, check, with_text
 from deepdoctor.dataset import Example, keep_apart, load_rows, map_columns, to_examples
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.prompts import marker_in, style_named
@@ -52,7 +52,8 @@ def prepare_rows(loaded: LoadedModel, run: Run) -> TrainingRows:
 
     texts = with_text(examples)
     train = dict(zip(texts, encoded([examples[index] for index in texts], config.supervision), strict=True))
-    report = check(examples, _lengths(train, len(examples)), loaded.info.eos, longest, kept_apart)
+    lengths = by_part({index: {**row.lengths, "total": len(row.ids)} for index, row in train.items()}, len(examples))
+    report = check(examples, lengths, loaded.info.eos, longest, kept_apart)
     kept = report.kept_examples(examples)
     run.keep("questions.json", [example.question for example in kept])
     run.keep("rows.json", {"source": rows.source, "fingerprint": rows.fingerprint, **report.summary()})
@@ -61,16 +62,6 @@ def prepare_rows(loaded: LoadedModel, run: Run) -> TrainingRows:
         held_out=_fitting(encoded([example for example in held_out if _is_whole(example)], "response_only"), longest),
         held_out_questions=[example.question for example in held_out],
     )
-
-
-def _lengths(encoded: Mapping[int, Encoded], rows: int) -> dict[str, list[int]]:
-    """Tokens of each part and of all of each row; 0 of a row that is not among the encoded ones. See `checks.token_lengths`."""
-    found = {part: [0] * rows for part in ("prompt", "reasoning", "response", "total")}
-    for index, row in encoded.items():
-        lengths = {**row.lengths, "total": len(row.ids)}
-        for part, of_rows in found.items():
-            of_rows[index] = lengths[part]
-    return found
 
 
 def _is_whole(example: Example) -> bool:
