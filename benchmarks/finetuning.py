@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +34,7 @@ from benchmarks.laptop import processor
 from benchmarks.older_torch import varlen_for_unsloth
 from benchmarks.profiling import Profiled, Sampled
 from benchmarks.random_model import save_rows
-from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig, preset
+from deepdoctor.config import AUTOMATIC, EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig, preset
 from deepdoctor.dataset import load_rows, map_columns, to_examples
 from deepdoctor.engine.follow import peak_bytes
 from deepdoctor.engine.session import Session
@@ -44,7 +45,6 @@ from deepdoctor.prompts import render_completion, render_question, style_named
 RESULTS = Path(__file__).parent / "results"
 STEPS = 60
 CAP_GIB = 15.0
-AUTO: dict[str, Any] = {"batching": "auto", "base_precision": "auto", "gradient_checkpointing": "auto"}
 QUIET: dict[str, Any] = {"held_out_rows": 0, "eval_steps": 0, "probe_steps": 0, "checkpoint_steps": 100_000, "logging_steps": 1}
 GPU_CASES = ("ours", "ours_quiet", "ours_15gib", "unsloth_15gib", "trl_4bit", "trl_16bit")
 CPU_CASES = ("ours", "ours_quiet", "trl")
@@ -71,7 +71,7 @@ def ours(folder: str, case: str, rows: DatasetConfig, recipe: FinetuneConfig, pr
     """Train by the engine. The plan that was made and what came of it are told with it."""
     from benchmarks.finetuning_peers import Clock
 
-    changes = {**AUTO, **({} if case == "ours" else QUIET)}
+    changes = {**AUTOMATIC, **({} if case == "ours" else QUIET)}
     model: dict[str, Any] = {"name": folder}
     if case == "ours_15gib":
         changes, model = {**changes, "base_precision": "4bit"}, {**model, "precision": "4bit", "gpu_memory_gib": CAP_GIB}
@@ -116,9 +116,9 @@ def one(options: argparse.Namespace) -> dict[str, Any]:
             torch.backends.cuda.enable_cudnn_sdp(True)  # theirs is PyTorch's default
             folder, said = EMBEDDED_FOLDER if nano else Path(options.model), texts(rows, recipe)
             if case == "unsloth_15gib":
-                found = finetuning_peers.unsloth(folder, said, recipe, options.stop_after, CAP_GIB)
+                found = finetuning_peers.unsloth(folder, said, recipe, options.peer_steps, CAP_GIB)
             else:
-                found = finetuning_peers.trl(folder, said, recipe, options.stop_after, four_bit=case == "trl_4bit")
+                found = finetuning_peers.trl(folder, said, recipe, options.peer_steps, four_bit=case == "trl_4bit")
     peak = peak_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu")) / GIB
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor()}, {os.cpu_count()} cores"
     return {"case": case, **found, "peak_gib": round(peak, 2), "attention_given": given, "machine": machine, "flops": matrix_rate(nano)}
@@ -147,7 +147,7 @@ def in_own_process(options: argparse.Namespace, case: str) -> dict[str, Any]:
         case,
         "--steps",
         str(options.steps),
-        "--stop-after",
+        "--peer-steps",
         str(options.peer_steps),
     ]
     if options.profile and case == options.profile_case:
@@ -179,8 +179,12 @@ def figures(found: dict[str, Any], floor: float) -> dict[str, Any]:
 def loss_difference(found: dict[str, Any], cases: list[dict[str, Any]]) -> float | None:
     """The largest relative difference of a loss from the one that TRL had at the same step, of the steps that both ran; None without."""
     wanted = next((each["losses"] for each in cases if each["case"] in LIKE.get(found["case"], ()) and "losses" in each), [])
-    pairs = list(zip(found.get("losses", []), wanted, strict=False))
-    return round(max(abs(one - other) / other for one, other in pairs), 5) if pairs else None
+    return apart(found.get("losses", []), wanted)
+
+
+def apart(losses: Sequence[float], wanted: Sequence[float]) -> float | None:
+    """The largest relative difference of losses, step by step as far as both go; None without a step."""
+    return max((round(abs(one - other) / other, 6) for one, other in zip(losses, wanted, strict=False)), default=None)
 
 
 def matrix_rate(nano: bool) -> float:
@@ -205,7 +209,7 @@ def result_of(options: argparse.Namespace, found: list[dict[str, Any]], tokens: 
     floor = {"flops": rate, "tokens": tokens, "seconds": 4 * parameters * tokens / rate if rate else 0.0}
     return {
         "machine": next((each["machine"] for each in found if "machine" in each), "unknown"),
-        **{"model": Path(options.model).name, "parameters": parameters, "versions": _versions(), "floor": floor},
+        **{"model": Path(options.model).name, "parameters": parameters, "versions": versions(), "floor": floor},
         "cases": [{**figures(each, floor["seconds"]), "loss_difference": loss_difference(each, found)} for each in found],
     }
 
@@ -240,10 +244,10 @@ def as_markdown(result: dict[str, Any]) -> str:
             continue
         plan = found.get("plan")
         planned = f"{plan['seconds']:.0f} / {plan['memory_bytes'] / GIB:.1f}" if plan else ""
-        apart = "" if found["loss_difference"] is None else f"{found['loss_difference']:.2%}"
+        off = "" if found["loss_difference"] is None else f"{found['loss_difference']:.2%}"
         lines.append(
             f"| {MEANS[found['case']]} | {found['steps']} | {found['first_step']:.1f} | {found['step']:.2f} | {found['seconds_60']:.1f} "
-            f"| {found['to_floor']} | {found['peak_gib']:.1f} | {planned} | {apart} |"
+            f"| {found['to_floor']} | {found['peak_gib']:.1f} | {planned} | {off} |"
         )
     if any(found.get("attention_given") for found in result["cases"]):
         lines += [
@@ -260,7 +264,6 @@ def main() -> int:
     parser.add_argument("--case", action="append")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--peer-steps", type=int, default=STEPS)
-    parser.add_argument("--stop-after", type=int, default=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--one", help="measure that case in this process and print its figures")
     parser.add_argument("--profile", type=Path, help="profile three steps of --profile-case and write the tables there")
     parser.add_argument("--profile-case", choices=[case for case in MEANS if case.startswith("ours")], default="ours_quiet")
@@ -282,7 +285,8 @@ def main() -> int:
     return 0
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of those of VERSIONS that are installed."""
     found = {"python": platform.python_version()}
     for name in VERSIONS:
         try:

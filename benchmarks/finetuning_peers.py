@@ -58,8 +58,7 @@ def trl(folder: Path, texts: list[str], recipe: FinetuneConfig, stop_after: int,
     lora = LoraConfig(
         r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, lora_dropout=0.0, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"
     )
-    more = {"stop_after": stop_after, **_more(recipe, four_bit, lora)}
-    return _train(get_peft_model(model, lora) if not four_bit else model, folder, texts, recipe, more)
+    return _train(get_peft_model(model, lora) if not four_bit else model, folder, texts, recipe, stop_after, _more(recipe, four_bit, lora))
 
 
 def unsloth(folder: Path, texts: list[str], recipe: FinetuneConfig, stop_after: int, gib: float | None) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def unsloth(folder: Path, texts: list[str], recipe: FinetuneConfig, stop_after: 
         use_gradient_checkpointing="unsloth",
         random_state=recipe.seed,
     )
-    return _train(model, folder, texts, recipe, {"stop_after": stop_after})
+    return _train(model, folder, texts, recipe, stop_after, {})
 
 
 def _more(recipe: FinetuneConfig, four_bit: bool, lora: LoraConfig) -> dict[str, Any]:
@@ -91,10 +90,9 @@ def _more(recipe: FinetuneConfig, four_bit: bool, lora: LoraConfig) -> dict[str,
     return {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "gradient_checkpointing": False}
 
 
-def _train(model: Any, folder: Path, texts: list[str], recipe: FinetuneConfig, more: dict[str, Any]) -> dict[str, Any]:
+def _train(model: Any, folder: Path, texts: list[str], recipe: FinetuneConfig, stop_after: int, more: dict[str, Any]) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     peft = {"peft_config": more.pop("peft_config")} if "peft_config" in more else {}
-    stop_after = more.pop("stop_after")
     cuda = torch.cuda.is_available()
     arguments = {
         "per_device_train_batch_size": recipe.batch_size,

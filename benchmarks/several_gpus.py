@@ -12,13 +12,10 @@ from deepdoctor.engine.accelerator import GIB
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
 import time
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +23,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are no installed package
 
+from benchmarks.finetuning import QUIET, apart, versions
 from benchmarks.random_model import save_rows
-from deepdoctor.config import DatasetConfig, ModelConfig, preset
+from deepdoctor.config import AUTOMATIC, DatasetConfig, ModelConfig, preset
 from deepdoctor.engine.session import Session
 from deepdoctor.engine.several import workers_folder
 from deepdoctor.errors import DeepDoctorError
@@ -35,9 +33,6 @@ from deepdoctor.files import write_json, write_text
 from deepdoctor.runs import Run
 
 RESULTS = Path(__file__).parent / "results"
-AUTO: dict[str, Any] = {"batching": "auto", "base_precision": "auto", "gradient_checkpointing": "auto"}
-QUIET: dict[str, Any] = {"held_out_rows": 0, "eval_steps": 0, "probe_steps": 0, "logging_steps": 1, "checkpoint_steps": 1000}
-VERSIONS = ("torch", "transformers", "peft", "trl", "accelerate", "unsloth")
 WARM_UP, STOP_AT = 5, 3
 MEANS = {
     "one": "one GPU",
@@ -69,12 +64,6 @@ def measured(session: Session, run: Run, stop_at: int | None = None, resume: boo
     }
 
 
-def difference(one: dict[str, Any], other: dict[str, Any]) -> float | None:
-    """The largest relative difference of a loss, step by step."""
-    pairs = list(zip(one.get("losses", []), other.get("losses", []), strict=False))
-    return round(max(abs(left - right) / left for left, right in pairs), 6) if pairs else None
-
-
 def measure(folder: str, devices: int, steps: int, seconds: float) -> dict[str, Any]:
     """All runs, one after the other, while there is time."""
     found: dict[str, Any] = {}
@@ -83,7 +72,7 @@ def measure(folder: str, devices: int, steps: int, seconds: float) -> dict[str, 
         rows = DatasetConfig(source="file", path=str(save_rows(Path(data) / "rows.jsonl")))
         session = Session(Path(data))
         config = session.load(ModelConfig(name=folder)).config
-        recipe = preset("article").changed(**AUTO, **QUIET, max_steps=steps, warmup_steps=min(5, steps))
+        recipe = preset("article").changed(**AUTOMATIC, **QUIET, max_steps=steps, warmup_steps=min(5, steps))
 
         def told(case: str, run: Run, **more: Any) -> None:
             found[case] = measured(session, run, **more)
@@ -121,9 +110,9 @@ def as_markdown(result: dict[str, Any]) -> str:
             continue
         rate = found["tokens_per_second"]
         ratio = f"{rate / one['tokens_per_second']:.2f}"
-        apart = "" if case in ("one", "scaled") else f"{difference(one, found):.3%}"
+        off = "" if case in ("one", "scaled") else f"{apart(found['losses'], one['losses']):.3%}"
         lines.append(
-            f"| {words} | {rate:,} | {ratio} | {apart} | {found['wall_seconds']} | {found['planned_seconds']:.0f} | {found['peak_gib']} "
+            f"| {words} | {rate:,} | {ratio} | {off} | {found['wall_seconds']} | {found['planned_seconds']:.0f} | {found['peak_gib']} "
             f"| {found['planned_gib']} |"
         )
     return "\n".join([*lines, "", "Made by `python benchmarks/several_gpus.py`."]) + "\n"
@@ -142,9 +131,8 @@ def main() -> int:
         parser.error(f"--steps must be more than {WARM_UP}: the first are not counted")
     cases = measure(options.folder, options.devices, options.steps, options.seconds)
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    versions = {"python": platform.python_version(), **{name: version(name) for name in VERSIONS if find_spec(name)}}
     head = {"machine": machine, "gpus": torch.cuda.device_count(), "model": Path(options.folder).name, "steps": options.steps}
-    result = {**head, "versions": versions, "cases": cases}
+    result = {**head, "versions": versions(), "cases": cases}
     print(as_markdown(result))
     if options.save:
         write_json(RESULTS / f"{options.save}.json", result)

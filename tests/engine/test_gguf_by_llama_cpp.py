@@ -11,14 +11,12 @@ from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
-from deepdoctor import nano
 from deepdoctor.config import ModelConfig, SamplingConfig
 from deepdoctor.engine.protocol import GGUF_KINDS, Compare, Export
 from deepdoctor.engine.session import Session
 from deepdoctor.errors import RunError
-from deepdoctor.nano.tokenizer import BOS, CHAT_TEMPLATE, EOS, MARKER_TOKENS, PAD
+from deepdoctor.nano.tokenizer import BOS, EOS, MARKER_TOKENS, PAD, save_tokenizer
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
 from tests.engine import tiny
@@ -50,9 +48,7 @@ def save_model(folder: Path) -> Path:
     tokenizer = letters()
     ids = {f"{name}_token_id": tokenizer.token_to_id(token) for name, token in (("bos", BOS), ("eos", EOS), ("pad", PAD))}
     tiny.save_model(folder, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=2048, hidden_size=64, **ids)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token="<unk>")
-    wrapped.chat_template = CHAT_TEMPLATE
-    wrapped.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     return folder
 
 
@@ -109,7 +105,7 @@ def begins(text: str) -> str:
 
 def test_a_tokenizer_that_llama_cpp_does_not_know_is_told_and_the_run_is_unharmed(tmp_path: Path) -> None:
     session = Session(tmp_path)
-    session.load(ModelConfig(name=nano.__name__.rpartition(".")[2]))
+    session.load(ModelConfig())
     run = session.finetune(tiny.new_run(session, tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows()), max_steps=1).id)
     with pytest.raises(RunError, match=r"converted to GGUF: NotImplementedError: BPE pre-tokenizer was not recognized.*run is unharmed"):
         session.export(Export(run.id, gguf="q8_0"))
