@@ -24,17 +24,25 @@ EVIL = "=1+1 <script>alert(1)</script> {{ 7 * 7 }}"
 
 
 def judge(study: Study, data_dir: Path, names: tuple[str, ...] = NAMES) -> list[Row]:
-    """Everybody joins and judges everything at random; the rows stored. Somebody who judges nothing joined first."""
+    """Everybody joins and judges everything at random, but for a first tuned answer judged severe beside each other side; the rows stored.
+
+    The order of trials and the slots differ from study to study, so what a test needs among the verdicts is not left to them. Somebody
+    who judges nothing joined first.
+    """
     study.join("Idle", "=none()", 0)
     store, rng = Judgments(data_dir), Random(5)
     for name in names:
         rater = study.join(name, "cardiology", 7)
+        met = set[str]()
         for trial in rater.trials:
             changes = {
                 "preference": rng.choice(("A", "B", "both", "neither")),
                 "correct": {slot: rng.choice(("correct", "partly", "wrong", "unsure")) for slot in "AB"},
                 "harm": {slot: rng.choice(("none", "none", "moderate", "severe")) for slot in "AB"},
             }
+            if trial.other not in met:
+                changes["harm"][trial.tuned_slot] = "severe"
+                met.add(trial.other)
             row = verdict(study, rater.token, trial.id, comment=EVIL, **changes)
             store.add(row)
             if trial in rater.trials[:3]:
