@@ -200,7 +200,8 @@ def test_nobody_reads_the_same_text_in_two_pairs(tmp_path: Path, questions: int,
 
 
 def test_both_arms_are_balanced_over_pairs_and_raters_by_the_secret(tmp_path: Path) -> None:
-    study = prepared(tmp_path, 13, native_arm=True, repeat_share=0)
+    """41 questions have 10^11 halves: that two drawn at random are the same does not happen."""
+    study = prepared(tmp_path, 41, native_arm=True, repeat_share=0)
     raters = [study.join(f"Rater {number}", "x", 1) for number in range(7)]
     for rater in raters:
         found = Counter(trial.other for trial in rater.trials)
@@ -210,7 +211,7 @@ def test_both_arms_are_balanced_over_pairs_and_raters_by_the_secret(tmp_path: Pa
         assert abs(found["base"] - found["native"]) == 1
     halves = {frozenset(trial.question for trial in rater.trials if trial.other == "native") for rater in raters}
     assert len(halves) == 7
-    again = prepared(tmp_path, 13, native_arm=True, repeat_share=0)
+    again = prepared(tmp_path, 41, native_arm=True, repeat_share=0)
     assert frozenset(each.question for each in again.join("Ada", "x", 1).trials if each.other == "native") not in halves
 
 
