@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, PeftModelForCausalLM
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.backends import TRAINED
@@ -19,6 +20,9 @@ from deepdoctor.engine.protocol import ALSO_AT_MOST
 from deepdoctor.errors import ModelError
 
 SELECTED_AT_MOST = 1 + ALSO_AT_MOST
+WEIGHTS = "adapter_model.safetensors"
+# of the names of a wrapped model's weights
+PREFIX = "base_model.model."
 
 
 def fresh_adapter(loaded: LoadedModel, config: FinetuneConfig, checkpointing: bool = False) -> PeftModel:
@@ -63,7 +67,7 @@ def select_adapter(loaded: LoadedModel, folder: Path, busy: Collection[str] = ()
 def _stamp(folder: Path) -> str:
     """Changes with the adapter's files. Hashing what they hold would take an 8B's 160 MiB 0.4 s at each switch."""
     try:
-        found = [(folder / name).stat() for name in ("adapter_model.safetensors", "adapter_config.json")]
+        found = [(folder / name).stat() for name in (WEIGHTS, "adapter_config.json")]
     except OSError as error:
         raise ModelError(f"There is no adapter in {folder.name}: {first_line(error)}.") from error
     told = [(file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns) for file in found]
@@ -72,19 +76,45 @@ def _stamp(folder: Path) -> str:
 
 def _attach(loaded: LoadedModel, folder: Path, name: str) -> str:
     _check_fit(loaded, folder)
+    first, config = loaded.peft is None, PeftConfig.from_pretrained(folder)
+    config.inference_mode = True
     if loaded.peft is None:
-        loaded.peft = PeftModel.from_pretrained(loaded.base, folder, adapter_name=name, low_cpu_mem_usage=True)
+        loaded.peft = PeftModelForCausalLM(loaded.base, config, name, low_cpu_mem_usage=True)
     else:
-        loaded.peft.load_adapter(folder, adapter_name=name, low_cpu_mem_usage=True)
+        loaded.peft.add_adapter(name, config, low_cpu_mem_usage=True)
+    if wrong := _fill(loaded.peft, folder, name, loaded.device):
+        if first:
+            loaded.peft.unload()
+            loaded.peft = None
+        else:
+            loaded.peft.delete_adapter(name)
+        raise ModelError(f"The adapter in {folder.name} is damaged: it {wrong}. Train again, or choose another checkpoint.")
+    loaded.peft.eval()
     loaded.peft.set_adapter(name)
     loaded.peft.requires_grad_(False)
     return name
 
 
+def _fill(peft: PeftModel, folder: Path, name: str, device: torch.device) -> str:
+    """Give an adapter without values those that are saved, and say what of them is wrong, or "".
+
+    They become 32 bit whatever the base is in, as they are trained. PEFT's own loading without first values would round them to the
+    base's numbers on the way.
+    """
+    values = {}
+    for key, weight in load_file(folder / WEIGHTS, device=str(device)).items():
+        module, _, factor = key.removeprefix(PREFIX).rpartition(".lora_")
+        values[f"{PREFIX}{module}.lora_{factor[0]}.{name}.weight"] = weight.float()
+    beyond = peft.load_state_dict(values, strict=False, assign=True).unexpected_keys
+    lacking = [key for key, weight in peft.named_parameters() if weight.is_meta]
+    told = f"lacks {lacking[0]}" if lacking else f"holds {beyond[0]}, which its configuration does not name" if beyond else ""
+    return told.replace(f".{name}", "")
+
+
 def _check_fit(loaded: LoadedModel, folder: Path) -> None:
-    modules = {name.removeprefix("base_model.model.").replace(".base_layer", ""): module for name, module in loaded.base.named_modules()}
+    modules = {name.removeprefix(PREFIX).replace(".base_layer", ""): module for name, module in loaded.base.named_modules()}
     try:
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         rank, uneven = config["r"], config.get("alpha_pattern")
@@ -93,7 +123,7 @@ def _check_fit(loaded: LoadedModel, folder: Path) -> None:
     if uneven:
         raise ModelError(f"This adapter weighs {next(iter(uneven))} unlike others (alpha_pattern), which paired decoding does not know.")
     for key, shape in shapes.items():
-        name, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
+        name, _, factor = key.removeprefix(PREFIX).rpartition(".lora_")
         if factor not in ("A.weight", "B.weight") or name.rpartition(".")[2] not in loaded.info.projections:
             raise ModelError(
                 f"This adapter holds {key}, which is no low-rank factor of {', '.join(loaded.info.projections)}: whole modules, DoRA and "

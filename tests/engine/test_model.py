@@ -129,6 +129,51 @@ def test_an_adapter_that_was_written_anew_is_read_anew(loaded: LoadedModel, llam
     assert one != other == again
 
 
+@pytest.mark.parametrize("base", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_adapters_keep_their_own_numbers_on_a_base_of_fewer(
+    loaded: LoadedModel, llama: Path, tmp_path: Path, base: torch.dtype, stored: torch.dtype
+) -> None:
+    loaded.base.to(base)
+    for seed in (1, 2):  # the first one wraps the model, a further one joins it
+        folder = tiny.save_adapter(tmp_path / str(seed), llama, seed=seed)
+        weights = {key: weight.to(stored) for key, weight in load_file(folder / "adapter_model.safetensors").items()}
+        save_file(weights, folder / "adapter_model.safetensors")
+        name = select_adapter(loaded, folder)
+        assert loaded.peft is not None
+        attached = {key.replace(f".{name}", ""): weight for key, weight in loaded.peft.named_parameters() if f".{name}." in key}
+        assert attached.keys() == weights.keys()
+        for key, weight in attached.items():
+            assert weight.dtype == torch.float32
+            assert not weight.requires_grad
+            assert torch.equal(weight, weights[key].float()), key
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("wrong", ["lacks", "holds"])
+def test_an_adapter_whose_files_disagree_is_refused_and_leaves_nothing_behind(
+    loaded: LoadedModel, adapter: Path, llama: Path, tmp_path: Path, first: bool, wrong: str
+) -> None:
+    if not first:
+        select_adapter(loaded, adapter)
+    folder = tiny.save_adapter(tmp_path / "adapter", llama, seed=3)
+    if wrong == "lacks":
+        weights = load_file(folder / "adapter_model.safetensors")
+        del weights["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"]
+        save_file(weights, folder / "adapter_model.safetensors")
+    else:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        named = {**config, "target_modules": sorted({*config["target_modules"]} - {"up_proj"})}
+        (folder / "adapter_config.json").write_text(json.dumps(named))
+    for _ in range(2):
+        with pytest.raises(ModelError, match=rf"in adapter is damaged: it {wrong} .*layers\.\d\.mlp\.up_proj\.lora_[AB]\.weight"):
+            select_adapter(loaded, folder)
+    assert len(loaded.selected) == (0 if first else 1)
+    comparison = tiny.pair(loaded, adapter)
+    assert comparison.proof is not None
+    assert comparison.proof.problems() == []
+
+
 def test_the_adapter_unused_for_longest_goes(loaded: LoadedModel, llama: Path, tmp_path: Path) -> None:
     folders = [tiny.save_adapter(tmp_path / str(seed), llama, seed) for seed in range(SELECTED_AT_MOST + 2)]
     names = [select_adapter(loaded, folder) for folder in folders[:SELECTED_AT_MOST]]
