@@ -24,7 +24,9 @@ from tests.ui.visitors import SECRET as SPACE_SECRET
 from tests.ui.visitors import cookie_of
 
 WHOLE = {"preference": "A", "correct-A": "correct", "correct-B": "wrong", "harm-A": "none", "harm-B": "moderate"}
-SECRET = ("tuned", "base", "native", "nano", "20260101", "secret name", "adapter", "seconds", "tokens", "3407")
+# so long that no token or time on a page holds it by chance
+SEED = 1934071723
+SECRET = ("tuned", "base", "native", "nano", "20260101", "secret name", "adapter", "seconds", "tokens", str(SEED))
 
 
 class Site:
@@ -387,7 +389,8 @@ def sent(response: httpx.Response) -> str:
 
 
 def test_nothing_before_the_lock_unblinds(tmp_path: Path) -> None:
-    study = prepared(tmp_path, 12, native_arm=True)
+    study = prepared(tmp_path, 12, native_arm=True, seed=SEED, sampling={"seed": SEED})
+    assert {seed for _question, seed in study.answers()} == {SEED}
     rater, site = study.join("Ada", "Cardiology", 12), Site(tmp_path)
     pages = [site.get(f"/judge/{study.id}")]
     for trial in rater.trials:
