@@ -76,7 +76,7 @@ def _stamp(folder: Path) -> str:
 
 def _attach(loaded: LoadedModel, folder: Path, name: str) -> str:
     _check_fit(loaded, folder)
-    first, config = loaded.peft is None, PeftConfig.from_pretrained(folder)
+    first, config = loaded.peft is None, PeftConfig.from_pretrained(str(folder))
     config.inference_mode = True
     if loaded.peft is None:
         loaded.peft = PeftModelForCausalLM(loaded.base, config, name, low_cpu_mem_usage=True)
