@@ -2,7 +2,7 @@
 
 Rows: {"study", "rater", "trial", "kind", "submission", "time", …}, by kind:
   verdict    "preference", and by slot "correct", "harm" and "chips"; "comment", "seconds". A later one corrects it, until it is locked.
-  lock       the verdict stands; "revealed": whether reasoning and reference were asked for with it
+  lock       the verdict stands; "revealed": whether reasoning and reference were asked for. Another one tells that they were later
   skip       outside the rater's field; a later verdict takes its place
   soundness  by slot, whether the reasoning is sound
   guess      which slot of that trial the rater takes for the tuned one; the last counts
@@ -118,7 +118,7 @@ class Judgments:
         self._broken = 0
 
     def add(self, row: Mapping[str, Any]) -> bool:
-        """Store one judgment; when this returns it is on disk. False if this very submission, or the lock, was stored before.
+        """Store one judgment; when this returns it is on disk. False if this very submission, or as much of the lock, was stored before.
 
         Needs "study", "rater", "trial", "kind", "submission" and what the kind holds. Raises StudyError if that is incomplete, if a
         verdict or skip comes after the lock, or a lock or soundness before there is what it belongs to.
@@ -127,7 +127,7 @@ class Judgments:
             self._refresh()
             before = self._rows.get(row["study"], {}).get(row["rater"], ())
             said = ballot(before)
-            if _submission(row) in self._submissions or (row["kind"] == "lock" and row["trial"] in said.locked):
+            if _submission(row) in self._submissions or (row["kind"] == "lock" and _adds_nothing(row, said.locked.get(row["trial"]))):
                 return False
             _require_allowed(row, said)
             # a correction is what comes later: with a clock that was set back the old answer would still count
@@ -181,6 +181,10 @@ class Judgments:
             self._rows.setdefault(row["study"], {}).setdefault(row["rater"], []).append(row)
         except (ValueError, KeyError, TypeError, AttributeError):
             self._broken += 1
+
+
+def _adds_nothing(lock: Mapping[str, Any], before: Row | None) -> bool:
+    return before is not None and (before.get("revealed") is True or lock.get("revealed") is not True)
 
 
 def _require_allowed(row: Mapping[str, Any], said: Ballot) -> None:

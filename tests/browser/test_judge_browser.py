@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 import uvicorn
@@ -223,6 +224,12 @@ def views(page: Page, judging: Judging) -> Iterator[str]:
     page.locator("button[value=save]").click()
     expect(page.locator("button[value=lock]")).to_be_visible()
     yield "saved"
+    pair = urljoin(page.url, page.get_by_role("link", name="Change").get_attribute("href"))
+    page.locator("button[value=lock]").click()
+    page.goto(pair)
+    expect(page.locator(".answer")).to_have_count(2)
+    expect(page.locator(".reference")).to_have_count(0)
+    yield "locked without reading the reference"
     page.locator("button[value=reveal]").click()
     expect(page.locator(".reference")).to_be_visible()
     yield "locked"
@@ -251,7 +258,7 @@ def test_every_page_is_accessible_and_fits(browser: Browser, judging: Judging, l
         violations = Axe().run(page).response["violations"]
         found[view] = [(each["id"], each["nodes"][0]["html"][:200]) for each in violations]
     assert {view: wrong for view, wrong in found.items() if wrong} == {}
-    assert len(found) == 9
+    assert len(found) == 10
     context.close()
 
 

@@ -133,17 +133,19 @@ def test_soundness_goes_to_the_side_whose_reasoning_it_was(study: Study, store: 
     assert [(each.tuned_sound, each.other_sound) for each in found] == [("flawed", "sound")] * 8 + [(None, None)]
 
 
-@pytest.mark.parametrize("revealed", [True, False])
-def test_a_verdict_after_the_reference_was_read_is_told_apart(study: Study, store: Judgments, revealed: bool) -> None:
+@pytest.mark.parametrize("revealed", ["with the lock", "later", "never"])
+def test_a_verdict_after_the_reference_was_read_is_told_apart(study: Study, store: Judgments, revealed: str) -> None:
     rater = study.join("Ada", "x", 1)
     repeat = next(trial for trial in rater.trials if trial.repeat_of)
     first = next(trial for trial in rater.trials if trial.id == repeat.repeat_of)
     unrelated = next(trial for trial in rater.trials if trial.question != first.question)
     row = verdict(study, rater.token, first.id)
-    for each in (row, other(row, "lock", revealed=revealed)):
+    for each in (row, other(row, "lock", revealed=revealed == "with the lock")):
         store.add(each)
+    if revealed == "later":
+        store.add({**other(row, "lock", revealed=True), "submission": "read"})
     time.sleep(0.002)
     for trial in (repeat, unrelated):
         store.add(verdict(study, rater.token, trial.id))
     read = {each.trial: each.reference_read for each in unblind(study, store.rows(study.id))}
-    assert read == {first.id: False, repeat.id: revealed, unrelated.id: False}
+    assert read == {first.id: False, repeat.id: revealed != "never", unrelated.id: False}

@@ -100,7 +100,11 @@ def test_a_locked_verdict_stands(study: Study, store: Judgments) -> None:
     with pytest.raises(StudyError, match="once the verdict is locked"):
         store.add(other(row, "soundness", A="sound", B="flawed"))
     assert store.add(other(row, "lock"))
-    assert not store.add({**other(row, "lock"), "submission": "again"})
+    assert not store.add({**other(row, "lock", revealed=False), "submission": "again"})
+    assert store.add({**other(row, "lock", revealed=True), "submission": "read"})
+    assert not store.add({**other(row, "lock", revealed=True), "submission": "read again"})
+    assert not store.add({**other(row, "lock", revealed=False), "submission": "unread"})
+    assert store.ballot(study.id, RATER).locked["t1"]["submission"] == "read"
     for late in ({**row, "submission": "late", "preference": "B"}, other(row, "skip")):
         with pytest.raises(StudyError, match="locked and stands"):
             store.add(late)

@@ -283,6 +283,20 @@ def test_reasoning_and_reference_come_after_the_lock(site: Site, study: Study, r
     assert site.store.ballot(study.id, rater.token).soundness[trial.id]["A"] == "flawed"
 
 
+def test_who_locks_without_them_reads_reasoning_and_reference_later_only_when_asked_for(site: Site, study: Study, rater: Rater) -> None:
+    trial = rater.trials[0]
+    secrets = (f"Reference {trial.question.removeprefix('question-')}", "thought of one side", "Asks about smoking", "A guideline")
+    locked(site, study, rater, trial)
+    page = site.get(at(study, rater, trial))
+    assert "your verdict is locked" in words(page)
+    assert not any(secret in words(page) for secret in secrets)
+    assert site.store.ballot(study.id, rater.token).locked[trial.id]["revealed"] is False
+    answer = site.post(at(study, rater, trial), submission=submission(page), action="reveal")
+    assert answer.headers["location"] == at(study, rater, trial)
+    assert site.store.ballot(study.id, rater.token).locked[trial.id]["revealed"] is True
+    assert all(secret in words(site.get(at(study, rater, trial))) for secret in secrets)
+
+
 def test_a_skip_does_no_harm_and_can_be_taken_back(site: Site, study: Study, rater: Rater) -> None:
     first = rater.trials[0]
     answer = site.post(at(study, rater, first), submission=submission(site.get(home(study, rater))), action="skip")
@@ -359,6 +373,7 @@ def test_a_closed_study_keeps_what_it_has_and_takes_no_more(site: Site, study: S
     for page in (site.get(f"/judge/{study.id}"), site.get(home(study, rater)), site.get(at(study, rater, second))):
         assert "This study is closed. Everything you saved is kept." in words(page)
     assert "your verdict is locked" in words(site.get(at(study, rater, first)))
+    assert "Asks about smoking" in words(site.get(at(study, rater, first))), "nothing is left to judge with the reference in mind"
     for path in (at(study, rater, second), f"{home(study, rater)}/guess"):
         page = site.post(path, given=WHOLE, submission="1-x", trial=first.id, guess="A")
         assert page.status_code == 409

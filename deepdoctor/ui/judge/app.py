@@ -120,12 +120,16 @@ class Judge:
         return pages.trial_form(visit, trial, material, {}, {})
 
     def trial_page(self, request: Request) -> Response:
-        """GET: one pair again, to change or judge it; once it is locked, with reasoning and reference."""
+        """GET: one pair again, to change or judge it; once it is locked, with reasoning and reference if the rater asked for them.
+
+        Who reads them unasked would judge a later pair of the same question with them in mind, and nobody could tell.
+        """
         visit = self._visit(request)
-        trial, material = _trial(visit), self.material(visit.study)
-        if trial.id in visit.said.locked:
-            return pages.locked(visit, trial, material, {}, {})
-        return _not_open(request, visit.study) if visit.study.state != "open" else pages.trial_form(visit, trial, material, {}, {})
+        trial, material, is_open = _trial(visit), self.material(visit.study), visit.study.state == "open"
+        if lock := visit.said.locked.get(trial.id):
+            shown = not is_open or lock.get("revealed") is True or trial.id in visit.said.soundness
+            return pages.locked(visit, trial, material, {}, {}) if shown else pages.unread(visit, trial, material)
+        return pages.trial_form(visit, trial, material, {}, {}) if is_open else _not_open(request, visit.study)
 
     def judge(self, request: Request, form: FormData) -> Response:
         """POST: save, skip, lock, lock and show, or what the rater thinks of the reasoning."""

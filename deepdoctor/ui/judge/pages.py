@@ -123,6 +123,12 @@ def saved(visit: Visit, trial: Trial, material: Material) -> Response:
     return page(visit.request, "saved.html", **_about(visit, trial), question=question, given=known, submission=forms.new_submission())
 
 
+def unread(visit: Visit, trial: Trial, material: Material) -> Response:
+    """After the lock, as long as the rater has not asked for reasoning and reference."""
+    question, both = material.questions[trial.question].question, pair(material, trial)
+    return page(visit.request, "unread.html", **_about(visit, trial), question=question, pair=both, submission=forms.new_submission())
+
+
 def locked(visit: Visit, trial: Trial, material: Material, given: dict[str, Any], problems: dict[str, str]) -> Response:
     """After the lock: reasoning, reference, and what the rater thinks of the reasoning."""
     return page(
