@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from deepdoctor.config import DatasetConfig, ModelConfig, SamplingConfig
 from deepdoctor.engine import accelerator
@@ -139,6 +140,17 @@ def whole(model: Any, text: list[int]) -> torch.Tensor:
     """Logits [FORCED, vocabulary] of one plain forward pass over the same text."""
     with torch.no_grad():
         return model(input_ids=torch.tensor([PROMPT + text], device="cuda")).logits[0, len(PROMPT) :].float()
+
+
+def test_an_attached_adapter_holds_the_numbers_of_its_file(family: tuple[Path, list[Path]], precision: str, tmp_path: Path) -> None:
+    folder, adapters = family
+    loaded = tiny.model_of(opened(tmp_path / "data", folder, precision))
+    for adapter in adapters:
+        name, stored = select_adapter(loaded, adapter), load_file(adapter / "adapter_model.safetensors", device="cuda")
+        assert loaded.peft is not None
+        attached = {key.replace(f".{name}", ""): weight for key, weight in loaded.peft.named_parameters() if f".{name}." in key}
+        assert attached.keys() == stored.keys()
+        assert all(weight.dtype == torch.float32 and torch.equal(weight, stored[key]) for key, weight in attached.items())
 
 
 @torch.no_grad()
