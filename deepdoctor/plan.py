@@ -1,14 +1,14 @@
 """What a run will take, told before it starts: how it is computed, steps, tokens, adapter size, memory and time. Torch-free."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import DatasetError, RunError
 from deepdoctor.estimates import How, disk_of, memory_of, seconds_of, trainable_parameters
-from deepdoctor.planner import Choice, decide
+from deepdoctor.planner import Choice, Decision, decide
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,11 @@ class Plan:
 
     def prediction(self) -> dict[str, Any]:
         """What a run keeps of it, JSON-ready: {"seconds", "memory_bytes", "how", "choices"}."""
-        told = {"seconds": round(self.seconds, 1), "memory_bytes": self.memory_bytes}
-        return {**told, "how": asdict(self.how), "choices": [asdict(choice) for choice in self.choices]}
+        return {"seconds": round(self.seconds, 1), "memory_bytes": self.memory_bytes, **Decision(self.how, self.choices).to_dict()}
 
 
-def plan(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> Plan:
-    """Plan a run over rows of these `lengths` (tokens a row, held-out rows not among them).
+def plan(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int], decision: Decision | None = None) -> Plan:
+    """Plan a run over rows of these `lengths` (tokens a row, held-out rows not among them), computed as was decided, or as is best.
 
     Raises DatasetError if no row is short enough.
     """
@@ -59,7 +58,7 @@ def plan(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> Pl
             else "There is no row to train on. Choose rows on the Dataset tab."
         )
     steps = config.steps_for(len(kept))
-    how, choices = decide(config, model, kept)
+    how, choices = decision or decide(config, model, kept)
     return Plan(
         rows=len(kept),
         left_out=len(lengths) - len(kept),

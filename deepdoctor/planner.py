@@ -4,8 +4,8 @@ What it chooses changes time and memory, not what is learnt: the rows of a step,
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.protocol import ModelInfo
@@ -33,7 +33,23 @@ class Choice:
     why: str
 
 
-def decide(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> tuple[How, tuple[Choice, ...]]:
+class Decision(NamedTuple):
+    """How a run is computed, and the same in words."""
+
+    how: How
+    choices: tuple[Choice, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: {"how", "choices"}."""
+        return {"how": asdict(self.how), "choices": [asdict(choice) for choice in self.choices]}
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Decision":
+        """Read back what `to_dict` wrote."""
+        return cls(How(**values["how"]), tuple(Choice(**choice) for choice in values["choices"]))
+
+
+def decide(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> Decision:
     """How a run over rows of these `lengths` (those that are trained on, not empty) is computed, and why.
 
     Of what fits, a way that is expected to be as fast as any; where nothing fits, what takes least. Settings that are not "auto" are taken
@@ -48,15 +64,15 @@ def decide(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int]) -> 
     seconds = [seconds_of(config, model, way, lengths) for way in same]
     how = next((way for way, taken in zip(same, seconds, strict=True) if taken <= AS_FAST * min(seconds)), ways[-1])
     reasons = _Reasons(config, model, lengths, how)
-    return how, (
+    choices = (
         Choice("Base weights", WORDS[how.precision], reasons.precision()),
         Choice("Batch size × accumulation", f"{how.batch} × {how.accumulation} rows", reasons.batch()),
         Choice("Checkpointing", "on" if how.checkpointing else "off", reasons.checkpointing()),
         Choice("Attention", "cuDNN" if how.attention == "cudnn" else "PyTorch", reasons.attention()),
         Choice("Padding", _padding(how.padded_to), reasons.padding()),
         Choice("Loader workers", str(how.workers) if how.workers else "none", reasons.workers()),
-        *_devices(config, model),
     )
+    return Decision(how, choices + _devices(config, model))
 
 
 def _require_devices(config: FinetuneConfig, model: ModelInfo) -> None:

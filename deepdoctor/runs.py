@@ -168,6 +168,11 @@ class Run:
         file = self.path / "questions.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
+    def rows_fingerprint(self) -> str | None:
+        """The fingerprint of the rows it was read from; None while the run has not begun, or where that is not recorded."""
+        file = self.path / "rows.json"
+        return _read_json(file).get("fingerprint") if file.exists() else None
+
     def rename(self, name: str) -> None:
         """Give it another name (1 to 80 characters)."""
         name = name.strip()

@@ -95,6 +95,17 @@ def _attach(loaded: LoadedModel, folder: Path, name: str) -> str:
     return name
 
 
+def restore(loaded: LoadedModel, folder: Path) -> None:
+    """Give the adapter in training the values saved in `folder`. Raises ModelError if they are not its own."""
+    assert loaded.peft is not None
+    try:
+        wrong = _fill(loaded.peft, folder, TRAINED, loaded.device)
+    except (SafetensorError, RuntimeError) as error:
+        wrong = f"cannot be read: {first_line(error)}"
+    if wrong:
+        raise ModelError(f"The adapter in {folder.name} is damaged: it {wrong}. Train again, or compare with another checkpoint.")
+
+
 def _fill(peft: PeftModel, folder: Path, name: str, device: torch.device) -> str:
     """Give an adapter without values those that are saved, and say what of them is wrong, or "".
 

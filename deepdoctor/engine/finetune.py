@@ -15,12 +15,13 @@ from torch.utils.data import Sampler
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, PrinterCallback, Trainer
 from trl import SFTConfig, SFTTrainer
 
-from deepdoctor.engine.adapters import fresh_adapter, write_base_name
+from deepdoctor.engine.adapters import fresh_adapter, restore, write_base_name
+from deepdoctor.engine.ahead import Ahead
 from deepdoctor.engine.backends import TRAINED
 from deepdoctor.engine.follow import Follow, peak_bytes
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.room import settled
-from deepdoctor.engine.rows import TrainingRows, prepare_rows
+from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.engine.tracking import Tracker
 from deepdoctor.estimates import How, rounded_up
 from deepdoctor.files import write_json
@@ -31,6 +32,8 @@ from deepdoctor.runs import Run
 BLANK_TOKENS = 8
 # seconds that processes wait for each other while the first evaluates, asks the probe questions and saves
 LONGEST_WAIT = 7200
+# where a curve begins again that has nothing to keep
+BEFORE_ALL = -1
 
 logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
 
@@ -42,47 +45,36 @@ def finetune(
     should_stop: Callable[[], bool],
     resume: bool = False,
     disk: float = math.inf,
-    rows: TrainingRows | None = None,
+    ahead: Ahead | None = None,
 ) -> None:
     """Train a fresh adapter as the run's configuration says, or continue from the run's newest checkpoint.
 
     `should_stop` is asked after every optimizer step; on yes a checkpoint is saved and the run ends as "stopped". Metrics, status, log and
-    probe answers are appended to the run's folder. rows: the run's, where they are prepared already. Raises DatasetError if no row is
-    usable, RunError if a new run's checkpoints need more than `disk` bytes.
+    probe answers are appended to the run's folder. ahead: what of the run was prepared and decided already. Raises DatasetError if no row
+    is usable, RunError if a new run's checkpoints need more than `disk` bytes.
     """
-    config = run.finetune
-    checkpoints = run.checkpoints()
-    if resume and not checkpoints:
+    config, done = run.finetune, max(run.checkpoints(), default=0) if resume else 0
+    if resume and not done:
         run.log("No checkpoint was saved before the run ended: starting from the beginning.")
-        resume = False
     run.claim()
-    rows = rows or prepare_rows(loaded, run)
+    rows = (ahead and ahead.rows) or prepare_rows(loaded, run)
     rows = rows if run.writes else replace(rows, held_out=[], held_out_questions=[])
-    planned = plan(config, loaded.info, [len(row.ids) for row in rows.train])
-    if not resume:
+    planned = plan(config, loaded.info, [len(row.ids) for row in rows.train], ahead.decision if ahead else None)
+    if not done:
         require_disk(planned.disk_bytes, disk)
-    model, how, steps = fresh_adapter(loaded, config, planned.how.checkpointing), planned.how, planned.steps
-    run.set_status(steps=steps, message="Training", rows=len(rows.train), trainable_parameters=_trainable(model), resumed=resume)
+    model, steps = fresh_adapter(loaded, config, planned.how.checkpointing), planned.steps
+    run.set_status(steps=steps, message="Training", rows=len(rows.train), trainable_parameters=_trainable(model), resumed=done > 0)
     _note_how(loaded, run, planned)
-    run.log(f"{'Resuming from step ' + str(checkpoints[-1]) if resume else 'Training'}: {len(rows.train)} rows, {steps} steps.")
+    run.log(f"{f'Resuming from step {done}' if done else 'Training'}: {len(rows.train)} rows, {steps} steps.")
     follow = Follow(loaded, run, rows, Tracker(run), should_stop)
-    trainer: Any = (SFTTrainer if loaded.device.type == "cuda" else PlainLossTrainer)(
-        model=model,
-        args=trainer_arguments(run, how, steps, loaded),
-        train_dataset=Dataset.from_dict(rows.columns(blank=[loaded.eos_id] * BLANK_TOKENS if how.devices > 1 else [])),
-        data_collator=collator(loaded, how),
-        processing_class=loaded.tokenizer,
-        callbacks=[follow],
-    )
-    if how.devices > 1:
-        order = _shared_order(run, how, len(rows.train), checkpoints[-1] if resume else 0)
-        trainer._get_train_sampler = lambda *_dataset: order
-    trainer.remove_callback(PrinterCallback)  # standard output belongs to the caller
     try:
-        if resume:
-            run.append_metric({"resumed_from": checkpoints[-1]})
-        with attention_by(how.attention):
-            trainer.train(resume_from_checkpoint=str(run.checkpoint_dir(checkpoints[-1])) if resume else None)
+        if resume:  # what the curve has beyond that step counts no more
+            run.append_metric({"resumed_from": done or BEFORE_ALL})
+        if done < steps:
+            _train(loaded, run, planned, follow, done)
+        else:  # only the adapter was not saved; the trainer would go on to the end of the epoch
+            restore(loaded, run.checkpoint_dir(done))
+            follow.step = done
     finally:
         loaded.base.__dict__.pop("forward", None)  # TRL has wrapped it; the next run would wrap the wrapper
         loaded.backend.rest(model)
@@ -90,6 +82,26 @@ def finetune(
         run.set_status(peak_bytes=peak_bytes(loaded.device))
     if run.writes:
         _save_adapter(loaded, run, follow)
+
+
+def _train(loaded: LoadedModel, run: Run, planned: Plan, follow: Follow, done: int) -> None:
+    """Train the attached adapter by TRL from step `done` to the last, or until `follow` is asked to stop."""
+    how, rows = planned.how, follow.rows
+    assert loaded.peft is not None
+    trainer: Any = (SFTTrainer if loaded.device.type == "cuda" else PlainLossTrainer)(
+        model=loaded.peft,
+        args=trainer_arguments(run, how, planned.steps, loaded),
+        train_dataset=Dataset.from_dict(rows.columns(blank=[loaded.eos_id] * BLANK_TOKENS if how.devices > 1 else [])),
+        data_collator=collator(loaded, how),
+        processing_class=loaded.tokenizer,
+        callbacks=[follow],
+    )
+    if how.devices > 1:
+        order = _shared_order(run, how, len(rows.train), done)
+        trainer._get_train_sampler = lambda *_dataset: order
+    trainer.remove_callback(PrinterCallback)  # standard output belongs to the caller
+    with attention_by(how.attention):
+        trainer.train(resume_from_checkpoint=str(run.checkpoint_dir(done)) if done else None)
 
 
 def collator(loaded: LoadedModel, how: How) -> Callable[[list[dict[str, Any]]], Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from deepdoctor.checks import by_part, check, with_text
 from deepdoctor.dataset import Example, keep_apart, load_rows, map_columns, to_examples
 from deepdoctor.engine.model import LoadedModel
+from deepdoctor.errors import DatasetError
 from deepdoctor.prompts import marker_in, style_named
 from deepdoctor.runs import Run
 from deepdoctor.tokens import Encoded, encode_examples
@@ -38,10 +39,15 @@ def prepare_rows(loaded: LoadedModel, run: Run) -> TrainingRows:
     """Read, check and encode a run's rows, and write report and questions into the run's folder.
 
     The bundled cases are held against their own held-out cases, other rows against rows split off before training.
-    Raises DatasetError if nothing is left to train on.
+    Raises DatasetError if nothing is left to train on, or if the run has trained on other rows so far.
     """
     config, style = run.finetune, style_named(run.finetune.prompt_style)
     rows = load_rows(run.dataset)
+    if run.checkpoints() and run.rows_fingerprint() not in (None, rows.fingerprint):
+        raise DatasetError(
+            f"The rows of {rows.source} are no longer those that run {run.name} has trained on so far, and it would go on with a mixture. "
+            "Put them back as they were, or start a new run."
+        )
     examples = to_examples(rows.rows, map_columns(rows.columns, run.dataset))
     examples, kept_apart = keep_apart(examples, run.dataset.source, config.held_out_rows, config.seed)
     held_out = kept_apart[: config.held_out_rows]

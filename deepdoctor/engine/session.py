@@ -1,6 +1,6 @@
 """One engine session: the loaded model and everything one can ask of it. Used by the engine process, the command line and tests alike."""
 
-from deepdoctor.engine.accelerator import available_bytes, free_bytes, half
+from deepdoctor.engine.accelerator import available_bytes, free_bytes
 from deepdoctor.engine.accelerator import prepare as prepare_device
 
 import time
@@ -15,6 +15,7 @@ from deepdoctor.comparison import Comparison, Comparisons
 from deepdoctor.config import ModelConfig
 from deepdoctor.dataset import known_reference
 from deepdoctor.engine.adapters import select_adapter
+from deepdoctor.engine.ahead import ahead_of
 from deepdoctor.engine.compare import Pair, Question
 from deepdoctor.engine.export import Say, export, require_room
 from deepdoctor.engine.fingerprint import base_hash
@@ -23,12 +24,10 @@ from deepdoctor.engine.pairs import Pairs
 from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.engine.room import found_again, free, weight_bytes
-from deepdoctor.engine.rows import TrainingRows, prepare_rows
 from deepdoctor.engine.several import train_on_several
 from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, told
 from deepdoctor.hub_adapters import FOLDER, PREFIX, HubAdapter, HubAdapters
 from deepdoctor.overlap import graded
-from deepdoctor.plan import plan
 from deepdoctor.runs import Run, Runs, logged
 from deepdoctor.studies.progress import keep_losses
 from deepdoctor.studies.study import Studies, Study
@@ -112,10 +111,15 @@ class Session:
         raise ModelError(f"{failed.rstrip('.')}; {former.config.name} was loaded again.")
 
     def _warm(self, loaded: LoadedModel, report: Report) -> None:
-        """Prepare a GPU's kernels. A lack of memory for that is told to whoever asks the first question."""
+        """Prepare a GPU's kernels and import the trainer, so that neither a question nor a run waits for that.
+
+        A lack of memory is told to whoever asks the first question.
+        """
         if loaded.device.type != "cuda":
             return
         report("Preparing the kernels", 0.9)
+        import deepdoctor.engine.finetune  # noqa: F401
+
         try:
             self.pairs.warm()
         except torch.OutOfMemoryError:
@@ -189,18 +193,6 @@ class Session:
         seen = graded(known, latest.question)
         return self.comparisons.save(replace(latest, seen=seen))
 
-    def _in_precision(self, run: Run) -> tuple[ModelConfig, TrainingRows | None]:
-        """The run's model in the precision that its plan asks for, and its rows if a plan was made. Raises what is wrong with that."""
-        loaded = self._for(run)
-        if loaded.info.backend != "unsloth" and run.finetune.devices == 1:
-            return loaded.config, None
-        rows = prepare_rows(loaded, run)
-        wanted = plan(run.finetune, loaded.info, [len(row.ids) for row in rows.train]).how.precision
-        if loaded.info.backend != "unsloth" or wanted == loaded.info.precision:
-            return loaded.config, rows
-        sixteen = str(half()).removeprefix("torch.")
-        return loaded.config.changed(precision="4bit" if wanted == "4bit" else sixteen), rows
-
     def compare(self, request: Compare, should_stop: Ask = never, side: HubAdapter | None = None) -> Iterator[Comparison]:
         """Snapshots of one comparison; the last one is proven, graded seen or unseen, and saved."""
         pair = self.begin(request, side)
@@ -231,19 +223,20 @@ class Session:
         """Train here, or by several processes, for which the model makes room."""
         from deepdoctor.engine.finetune import finetune
 
-        config, rows = self._in_precision(run)
+        ahead = ahead_of(self._for(run), run)
         self.pairs.release()
         assert self.loaded
-        same = config == self.loaded.config
+        same = ahead.model == self.loaded.config
         if run.finetune.devices == 1:
             # the original's weights may have to be downloaded, where those in 4 bits came from a mirror
-            finetune(self.loaded if same else self.load(config, logged(run)), run, should_stop, resume, self.runs.free_bytes(), rows)
+            loaded = self.loaded if same else self.load(ahead.model, logged(run))
+            finetune(loaded, run, should_stop, resume, self.runs.free_bytes(), ahead)
             return
-        del rows  # each process encodes its own
-        self._set_aside = found_again(self.loaded) if same else find(config, logged(run))
+        ahead = replace(ahead, rows=None)  # each process encodes its own
+        self._set_aside = found_again(self.loaded) if same else find(ahead.model, logged(run))
         self.loaded = self._pairs = None
         free()
-        train_on_several(run, config, should_stop, resume)
+        train_on_several(run, ahead, should_stop, resume)
 
     def _take_up_again(self) -> None:
         """Load the model again that made room. Raises ModelError."""

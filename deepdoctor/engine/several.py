@@ -19,7 +19,7 @@ import psutil
 import torch
 
 import deepdoctor
-from deepdoctor.config import ModelConfig
+from deepdoctor.engine.ahead import Ahead
 from deepdoctor.errors import EngineError
 from deepdoctor.files import write_json
 from deepdoctor.runs import Run, this_process
@@ -37,18 +37,20 @@ def workers_folder(run: Run) -> Path:
     return run.path / "workers"
 
 
-def train_on_several(run: Run, model: ModelConfig, should_stop: Callable[[], bool], resume: bool = False) -> None:
+def train_on_several(run: Run, ahead: Ahead, should_stop: Callable[[], bool], resume: bool = False) -> None:
     """Train a run by as many processes as its recipe has devices, as `finetune` does in one; returns when they have ended.
 
-    model: what they load, each for itself. `should_stop` is asked several times a second; the processes save a checkpoint and end within a
-    step. Where this process dies, so do they, in the same way. Raises EngineError, in the words of the process that failed.
+    ahead: the model that they load, each for itself, and how they compute, which is decided once for all. `should_stop` is asked several
+    times a second; the processes save a checkpoint and end within a step. Where this process dies, so do they, in the same way. Raises
+    EngineError, in the words of the process that failed.
     """
     folder = workers_folder(run)
     shutil.rmtree(folder, ignore_errors=True)
     run.claim()
     run.set_status(message=f"Starting {run.finetune.devices} processes")
-    job = {"model": model.model_dump(), "resume": resume, "cuda": torch.cuda.is_available(), "engine": this_process()}
-    write_json(folder / "job.json", job)
+    assert ahead.decision
+    job = {"model": ahead.model.model_dump(), "decision": ahead.decision.to_dict(), "resume": resume}
+    write_json(folder / "job.json", {**job, "cuda": torch.cuda.is_available(), "engine": this_process()})
     with (folder / "output.log").open("wb") as output:
         process = subprocess.Popen(
             launch_command(run),

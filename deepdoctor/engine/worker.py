@@ -72,12 +72,15 @@ def train(run: Run, job: dict[str, Any], wanted: Callable[[], bool]) -> None:
     import torch
     from torch import distributed
 
+    from deepdoctor.engine.ahead import Ahead
     from deepdoctor.engine.finetune import finetune
     from deepdoctor.engine.model import load
+    from deepdoctor.planner import Decision
 
     # among several processes accelerate calls the CPU cpu:0, a place from which torch cannot restore an optimizer
     torch.serialization.register_package(0, lambda _stored: None, lambda stored, place: stored if place == "cpu:0" else None)
-    loaded = load(ModelConfig.of(job["model"]), run.path.parents[1])
+    ahead = Ahead(ModelConfig.of(job["model"]), decision=Decision.of(job["decision"]))
+    loaded = load(ahead.model, run.path.parents[1])
     loaded.info = replace(loaded.info, devices=int(os.environ["WORLD_SIZE"]))
 
     def should_stop() -> bool:
@@ -85,7 +88,7 @@ def train(run: Run, job: dict[str, Any], wanted: Callable[[], bool]) -> None:
         distributed.broadcast(said, src=0)
         return bool(said.item())
 
-    finetune(loaded, run, should_stop, job["resume"], Runs(run.path.parents[1]).free_bytes())
+    finetune(loaded, run, should_stop, job["resume"], Runs(run.path.parents[1]).free_bytes(), ahead)
     distributed.barrier()
     distributed.destroy_process_group()
 

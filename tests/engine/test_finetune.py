@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from deepdoctor.checks import check, token_lengths
 from deepdoctor.config import DatasetConfig
 from deepdoctor.dataset import Example
 from deepdoctor.engine.adapters import fresh_adapter, select_adapter
+from deepdoctor.engine.ahead import Ahead
 from deepdoctor.engine.finetune import collator, finetune, trainer_arguments
 from deepdoctor.engine.protocol import Compare
 from deepdoctor.engine.rows import IGNORED, prepare_rows
 from deepdoctor.engine.session import Session, never
-from deepdoctor.errors import DatasetError, RunError
+from deepdoctor.errors import DatasetError, ModelError, RunError
 from deepdoctor.estimates import SAVED_BESIDE_BYTES, How, checkpoint_bytes
 from deepdoctor.plan import plan
 from deepdoctor.prompts import ARTICLE
@@ -235,6 +237,34 @@ def test_resuming_without_a_checkpoint_begins_again(session: Session, dataset: D
     assert "No checkpoint was saved" in run.log_tail(99)
 
 
+def test_what_an_attempt_without_a_checkpoint_wrote_counts_no_more(session: Session, dataset: DatasetConfig) -> None:
+    run = tiny.new_run(session, dataset, max_steps=4, checkpoint_steps=100, eval_steps=1)
+    for step in range(4):
+        run.append_metric({"step": step, "loss": 99.0, "held_out_loss": 0.001})
+    session.finetune(run.id, resume=True)
+    assert [row["step"] for row in run.curve() if "held_out_loss" in row] == [0, 1, 2, 3, 4]
+    assert max(tiny.losses(run).values()) < 99
+    assert min(tiny.losses(run, "held_out_loss").values()) > 0.001
+
+
+def test_a_run_cut_off_between_its_last_checkpoint_and_its_adapter_trains_no_further(session: Session, dataset: DatasetConfig) -> None:
+    # 9 rows, 4 steps of 2: the epoch has one step more
+    run = session.finetune(tiny.new_run(session, dataset, max_steps=4, batch_size=2, scheduler="constant_with_warmup").id)
+    before, curve = weights(run), run.curve()
+    shutil.rmtree(run.path / "adapter")
+    run.set_status(state="interrupted")
+    session.finetune(run.id, resume=True)
+    assert (run.state, run.status["step"], run.status["message"], run.checkpoints()) == ("finished", 4, "Finished at step 4", [2, 4])
+    assert run.curve() == curve
+    assert weights(run).keys() == before.keys()
+    assert all(torch.equal(weights(run)[name], weight) for name, weight in before.items())
+    (run.path / "adapter" / "complete.json").unlink()
+    (run.checkpoint_dir(4) / "adapter_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ModelError, match="checkpoint-4 is damaged: it cannot be read"):
+        session.finetune(run.id, resume=True)
+    assert run.state == "failed"
+
+
 def test_only_so_many_checkpoints_are_kept(session: Session, dataset: DatasetConfig) -> None:
     run = session.finetune(tiny.new_run(session, dataset, max_steps=4, checkpoint_steps=1, checkpoints_kept=2).id)
     assert run.checkpoints() == [3, 4]
@@ -405,7 +435,7 @@ def test_rows_that_are_prepared_are_not_read_again(session: Session, tmp_path: P
     loaded = tiny.model_of(session)
     rows = prepare_rows(loaded, run)
     file.unlink()
-    finetune(loaded, run, never, rows=rows)
+    finetune(loaded, run, never, ahead=Ahead(loaded.config, rows))
     assert run.state == "finished"
     assert run.status["rows"] == len(rows.train)
 

@@ -1,0 +1,46 @@
+"""What is decided of a run before it trains: the precision that its base is held in, its rows, and how it is computed."""
+
+from deepdoctor.engine.accelerator import half
+
+from dataclasses import dataclass, replace
+
+from deepdoctor.config import ModelConfig
+from deepdoctor.engine.model import LoadedModel
+from deepdoctor.engine.rows import TrainingRows, prepare_rows
+from deepdoctor.plan import plan
+from deepdoctor.planner import Decision
+from deepdoctor.runs import Run
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What a run is trained with. rows, decision: None where the training itself is to prepare and to decide them."""
+
+    model: ModelConfig
+    rows: TrainingRows | None = None
+    decision: Decision | None = None
+
+
+def ahead_of(loaded: LoadedModel, run: Run) -> Ahead:
+    """What the run is trained with, where `loaded` is its base model in whatever precision. Raises what is wrong with its rows or recipe.
+
+    A run that goes on keeps the precision that it began in. Several processes are told what was decided here: each by itself might
+    decide otherwise, because its GPU is another one or was measured a little slower, and they would not share the same steps.
+    """
+    held, unsloth = loaded.info.precision, loaded.info.backend == "unsloth"
+    before = str(run.status.get("precision") or held) if run.checkpoints() else ""
+    if not unsloth and run.finetune.devices == 1:
+        return Ahead(_in(before or held, loaded))
+    rows = prepare_rows(loaded, run)
+    recipe = run.finetune.changed(base_precision="4bit" if before == "4bit" else "16bit") if before else run.finetune
+    planned = plan(recipe, loaded.info, [len(row.ids) for row in rows.train])
+    wanted, choices = planned.how.precision if unsloth else held, planned.choices
+    if before:
+        choices = (replace(choices[0], why="As the run began."), *choices[1:])
+    return Ahead(_in(before or wanted, loaded), rows, Decision(planned.how, choices))
+
+
+def _in(precision: str, loaded: LoadedModel) -> ModelConfig:
+    """The loaded model's configuration, changed if it is held in another precision; "16bit" is the kind that the card computes in."""
+    named = str(half()).removeprefix("torch.") if precision == "16bit" else precision
+    return loaded.config if named == loaded.info.precision else loaded.config.changed(precision=named)

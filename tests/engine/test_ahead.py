@@ -1,0 +1,85 @@
+"""What is decided of a run before it trains, and that a run which goes on does so with the same rows in the same precision."""
+
+import deepdoctor.engine.accelerator  # noqa: F401
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepdoctor.config import DatasetConfig, ModelConfig
+from deepdoctor.engine.ahead import Ahead, ahead_of
+from deepdoctor.engine.finetune import finetune
+from deepdoctor.engine.session import Session, never
+from deepdoctor.errors import DatasetError
+from deepdoctor.planner import Decision
+from deepdoctor.runs import Run
+from tests.engine import tiny
+
+
+def stopped_run(session: Session, dataset: DatasetConfig, **changes: object) -> Run:
+    """A run that was stopped after two of its four steps."""
+    run = tiny.new_run(session, dataset, **changes)
+    session.finetune(run.id, should_stop=tiny.StopAfter(2))
+    assert (run.state, run.checkpoints()) == ("stopped", [2])
+    return run
+
+
+def test_off_unsloth_one_process_prepares_and_decides_for_itself(session: Session, dataset: DatasetConfig) -> None:
+    loaded = tiny.model_of(session)
+    assert ahead_of(loaded, tiny.new_run(session, dataset)) == Ahead(loaded.config)
+
+
+def test_what_was_decided_is_taken(session: Session, dataset: DatasetConfig) -> None:
+    loaded, run = tiny.model_of(session), tiny.new_run(session, dataset, batching="auto", accumulation=2)
+    ahead = ahead_of(loaded, tiny.new_run(session, dataset, batching="auto", accumulation=2, devices=2))
+    assert ahead.decision
+    assert (ahead.model, ahead.decision.how.devices, ahead.decision.how.batch) == (loaded.config, 2, 3)
+    slower = ahead.decision._replace(how=replace(ahead.decision.how, devices=1, batch=2, accumulation=3))
+    assert Decision.of(json.loads(json.dumps(slower.to_dict()))) == slower
+    finetune(loaded, run, never, ahead=replace(ahead, decision=slower))
+    assert (run.status["plan"]["how"]["batch"], run.status["plan"]["how"]["accumulation"]) == (2, 3)
+
+
+def test_a_run_goes_on_with_its_own_rows_only(session: Session, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    run = stopped_run(session, tiny.write_rows(file, tiny.rows()))
+    asked = run.training_questions()
+    kept = (run.path / "rows.json").read_bytes()
+    tiny.write_rows(file, [*tiny.rows((30,)), *tiny.rows()])
+    with pytest.raises(DatasetError, match=r"rows\.jsonl.* are no longer those that run .* has trained on.*start a new run"):
+        session.finetune(run.id, resume=True)
+    assert (run.state, run.checkpoints(), run.training_questions()) == ("failed", [2], asked)
+    assert (run.path / "rows.json").read_bytes() == kept
+    assert list(tiny.losses(run)) == [1, 2]
+    tiny.write_rows(file, tiny.rows())
+    assert session.finetune(run.id, resume=True).state == "finished"
+
+
+def test_a_run_goes_on_in_the_precision_it_began_in(session: Session, dataset: DatasetConfig, llama: Path) -> None:
+    run = stopped_run(session, dataset)
+    session.load(ModelConfig(name=str(llama), precision="bfloat16"))
+    assert tiny.model_of(session).dtype == torch.bfloat16
+    session.finetune(run.id, resume=True)
+    assert (run.state, run.status["precision"]) == ("finished", "float32")
+    assert tiny.model_of(session).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("began", "held", "fits"), [("bfloat16", "bfloat16", False), ("4bit", "bfloat16", True), ("bfloat16", "4bit", True)]
+)
+def test_on_a_gpu_too_whatever_a_plan_would_choose_now(session: Session, dataset: DatasetConfig, began: str, held: str, fits: bool) -> None:
+    run = stopped_run(session, dataset, base_precision="auto")
+    run.set_status(precision=began)
+    loaded = tiny.model_of(session)
+    memory = 80 * 2**30 if fits else 1
+    loaded.info = replace(loaded.info, backend="unsloth", precision=held, device="NVIDIA L4", memory_bytes=memory)
+    ahead = ahead_of(loaded, run)
+    assert ahead.decision
+    assert ("4bit" if began == "4bit" else "16bit", ahead.model.precision) == (
+        "4bit" if ahead.decision.how.precision == "4bit" else "16bit",
+        loaded.config.precision if began == held else began,
+    )
+    assert ahead.decision.choices[0].why == "As the run began."
