@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepdoctor.errors import ModelError
 
@@ -58,7 +58,9 @@ class Transformers:
         return get_peft_model(model, lora, adapter_name=TRAINED)
 
     def rest(self, model: Any) -> None:
-        """Evaluation mode."""
+        """Evaluation mode without gradient checkpointing."""
+        if model.is_gradient_checkpointing:
+            model.gradient_checkpointing_disable()
         model.eval()
 
 
@@ -73,7 +75,7 @@ class Unsloth:
 
         model, _tokenizer = FastLanguageModel.from_pretrained(
             model_name=folder,
-            max_seq_length=LONGEST_TRAINED,
+            max_seq_length=longest_for(folder),
             dtype=dtype,
             load_in_4bit=four_bit,
             device_map={"": 0},
@@ -113,6 +115,11 @@ class Unsloth:
         for module in model.modules():
             vars(module).pop("_flag_for_generation", None)
         model.eval()
+
+
+def longest_for(folder: str) -> int:
+    """Tokens of the longest row that Unsloth is told of: never more than the model reads, or it would stretch the model's rotations."""
+    return min(LONGEST_TRAINED, AutoConfig.from_pretrained(folder).max_position_embeddings)
 
 
 def stored_names(folder: Path) -> set[str]:

@@ -25,6 +25,8 @@ def why_unpaired(architecture: Any) -> str:
     """Why this forward pass does not know a model of that configuration, in words; "" if it does."""
     if architecture.model_type not in ARCHITECTURES:
         return f"a {architecture.model_type} model is not of a family that paired decoding knows"
+    if architecture.hidden_act not in ("silu", "swish"):
+        return f"its layers are gated by {architecture.hidden_act}, which paired decoding does not know"
     if "sliding_attention" in (getattr(architecture, "layer_types", None) or ()):
         return "it attends through a sliding window, which paired decoding does not know"
     if (rotation := architecture.rope_parameters["rope_type"]) not in FIXED_ROTATIONS:

@@ -10,7 +10,7 @@ from deepdoctor.engine import attention_kernels, kernels
 from deepdoctor.engine.forward import State, TorchSteps
 from deepdoctor.engine.guard import NARROWEST_RANK, rank_held
 from deepdoctor.engine.model import LoadedModel
-from deepdoctor.engine.weights import ADAPTERS, WIDTH_BLOCKS, Joint, scale_levels, shape_of, three
+from deepdoctor.engine.weights import ADAPTERS, WIDTH_BLOCKS, Joint, rank_and_scale, scale_levels, shape_of, three
 
 SPLITS = 16
 ATTENTION_SPLITS = 16
@@ -32,6 +32,9 @@ def why_not(loaded: LoadedModel) -> str:
             return "its weights are stored in a way the kernels do not know"
     if any(getattr(module, "bias", None) is not None for module in (layer.self_attn.o_proj, *_projections(layer)[4:])):
         return "its layers have an unusual bias"
+    head = Joint.of(loaded.base, "lm_head")
+    if sum(head.outputs) % shape_of(head, 0).outputs:
+        return f"its vocabulary of {sum(head.outputs):,} tokens is no multiple of the kernels' {shape_of(head, 0).outputs}"
     return ""
 
 
@@ -47,11 +50,11 @@ class FusedSteps:
         self.model, self.state = model, state
         self.eager = TorchSteps(model, state)
         self.layers = [_Layer(layer) for layer in model.model.layers]
-        self.head = Joint.of(model.lm_head)
+        self.head = Joint.of(model, "lm_head")
         self.adapters: list[str] = []
         self.rank = NARROWEST_RANK
         self.nf4 = self.layers[0].down.parts[0].weight.dtype == torch.uint8
-        self.scale_levels = scale_levels(self.layers[0].down.parts[0])
+        self.scale_levels = scale_levels(self.layers[0].down)
         self._buffers()
         self.overlap = overlapping()
         self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
@@ -100,14 +103,14 @@ class FusedSteps:
         joints = [joint for layer in self.layers for joint in layer.joints]
         ranks, scales = [0] * ADAPTERS, [0.0] * ADAPTERS
         for place, name in enumerate(self.adapters):
-            held = next(part.module for joint in joints for part in joint.parts if name in getattr(part.module, "lora_A", ()))
-            ranks[place], scales[place] = held.lora_A[name].weight.shape[0], float(held.scaling[name])
+            ranks[place], scales[place] = rank_and_scale(joints, name)
         self.ranks.copy_(torch.tensor(ranks, dtype=torch.int32))
         self.scales.copy_(torch.tensor(scales))
         self.in_use.fill_(len(self.adapters))
         self.rank = rank_held(ranks)
         self._make_room()
-        self._write_tables(joints)
+        for joint in joints:
+            joint.point_to(self.adapters)
 
     def _make_room(self) -> None:
         """Have room for what the first factors of the widest adapter make; graphs that know the old place are dropped."""
@@ -116,13 +119,6 @@ class FusedSteps:
             torch.cuda.synchronize()
             self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] != "step"}
             self.low = torch.zeros(needed, device=self.low.device)
-
-    def _write_tables(self, joints: list[Joint]) -> None:
-        for joint in joints:
-            for table, factor in ((joint.firsts, "lora_A"), (joint.seconds, "lora_B")):
-                rows = [[_address(part.module, factor, name) for name in self.adapters] for part in joint.parts]
-                if self.adapters:
-                    table[:, : len(self.adapters)] = torch.tensor(rows, dtype=torch.int64)
 
     def forward(self, lengths: list[int]) -> None:
         """Read one more token into each of the first rows."""
@@ -261,8 +257,8 @@ class _Layer:
         self.norm_before, self.norm_after = layer.input_layernorm, layer.post_attention_layernorm
         self.norms = [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
-        self.qkv = Joint.of(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out, self.gated, self.down = Joint.of(attention.o_proj), Joint.of(mlp.gate_proj, mlp.up_proj), Joint.of(mlp.down_proj)
+        self.qkv, self.out = Joint.of(attention, "q_proj", "k_proj", "v_proj"), Joint.of(attention, "o_proj")
+        self.gated, self.down = Joint.of(mlp, "gate_proj", "up_proj"), Joint.of(mlp, "down_proj")
         self.joints = (self.qkv, self.out, self.gated, self.down)
         self.heads, self.kv_heads = (width // self.head_dim for width in self.qkv.outputs[:2])
 
@@ -276,13 +272,3 @@ def overlapping() -> dict[str, bool]:
 def padded(rows: int) -> int:
     """Rows as the matrix units take them: a power of two of at least 16."""
     return max(16, 1 << (rows - 1).bit_length())
-
-
-def _address(module: Any, factor: str, name: str) -> int:
-    factors = getattr(module, factor, {})
-    if name not in factors:
-        return 0
-    weight = factors[name].weight
-    if weight.dtype != torch.float32 or not weight.is_contiguous():
-        raise TypeError(f"adapter {name} is not contiguous float32")
-    return weight.data_ptr()

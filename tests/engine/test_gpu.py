@@ -118,9 +118,9 @@ def wide(weight: Any) -> torch.Tensor:
     return bitsandbytes.functional.dequantize_4bit(weight.data, in_full)
 
 
-def forced(loaded: LoadedModel, adapters: list[str | None], text: list[int], kind: str) -> torch.Tensor:
+def forced(loaded: LoadedModel, adapters: list[str | None], text: list[int], kind: str, decoder: Decoder | None = None) -> torch.Tensor:
     """Logits [rows, FORCED, vocabulary] by the fused or the plain steps, reading `text` token by token behind PROMPT."""
-    decoder = Decoder(loaded, len(adapters), len(PROMPT) + FORCED + 1)
+    decoder = decoder or Decoder(loaded, len(adapters), len(PROMPT) + FORCED + 1)
     steps = decoder.steps if kind == "fused" else TorchSteps(loaded.base, decoder.state)
     state: State = decoder.state
     found = []
@@ -140,6 +140,29 @@ def whole(model: Any, text: list[int]) -> torch.Tensor:
     """Logits [FORCED, vocabulary] of one plain forward pass over the same text."""
     with torch.no_grad():
         return model(input_ids=torch.tensor([PROMPT + text], device="cuda")).logits[0, len(PROMPT) :].float()
+
+
+@torch.no_grad()
+def test_a_decoder_from_before_the_first_adapter_writes_as_a_later_one(model: Path, precision: str, tmp_path: Path) -> None:
+    """The first adapter of a layer puts another module in its place, and one of few layers leaves others for the next."""
+    loaded = tiny.model_of(opened(tmp_path / "data", model, precision))
+    decoder = Decoder(loaded, 3, len(PROMPT) + FORCED + 1)
+    text = torch.randint(5, 600, (FORCED,), generator=torch.Generator().manual_seed(3)).tolist()
+    few = tiny.save_adapter(tmp_path / "few", model, rank=4, strength=0.05, projections=("q_proj", "v_proj"))
+    full = tiny.save_adapter(tmp_path / "full", model, rank=8, strength=0.05)
+    first = forced(loaded, [None, select_adapter(loaded, few)], text, "fused", decoder)
+    sides = [None, select_adapter(loaded, few), select_adapter(loaded, full)]
+    found = forced(loaded, sides, text, "fused", decoder)
+    assert loaded.no_kernels == ""
+    assert torch.equal(found, forced(loaded, sides, text, "fused"))
+    assert torch.equal(first, forced(loaded, sides[:2], text, "fused"))
+    assert not torch.allclose(found[1], found[2], atol=0.1)
+
+
+def test_a_short_model_is_not_stretched(model: Path, precision: str, tmp_path: Path) -> None:
+    config = tiny.model_of(opened(tmp_path / "data", model, precision)).base.config
+    assert config.max_position_embeddings == SHAPE["max_position_embeddings"]
+    assert config.rope_parameters["rope_type"] == "default"
 
 
 def test_an_attached_adapter_holds_the_numbers_of_its_file(family: tuple[Path, list[Path]], precision: str, tmp_path: Path) -> None:

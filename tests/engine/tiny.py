@@ -120,11 +120,13 @@ def plain(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def save_adapter(folder: Path, model_folder: Path, seed: int = 1, strength: float = 0.1, rank: int = 4) -> Path:
+def save_adapter(
+    folder: Path, model_folder: Path, seed: int = 1, strength: float = 0.1, rank: int = 4, projections: tuple[str, ...] = PROJECTIONS
+) -> Path:
     """A random LoRA adapter whose second factor is not zero; strength 0 gives one that changes nothing."""
     torch.manual_seed(seed)
     peft = get_peft_model(
-        plain(model_folder), LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=list(PROJECTIONS))
+        plain(model_folder), LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=list(projections))
     )
     with torch.no_grad():
         for name, parameter in peft.named_parameters():
