@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, PeftModelForCausalLM
+from peft import LoraConfig, PeftModel, PeftModelForCausalLM
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
@@ -18,9 +19,10 @@ from deepdoctor.engine.fingerprint import checksum
 from deepdoctor.engine.model import LoadedModel, first_line
 from deepdoctor.engine.protocol import ALSO_AT_MOST
 from deepdoctor.errors import ModelError
+from deepdoctor.hub_adapters import CONFIG, WEIGHTS, modules_of, plain_lora
 
 SELECTED_AT_MOST = 1 + ALSO_AT_MOST
-WEIGHTS = "adapter_model.safetensors"
+PATTERNS = ("alpha_pattern", "rank_pattern")
 # of the names of a wrapped model's weights
 PREFIX = "base_model.model."
 
@@ -67,7 +69,7 @@ def select_adapter(loaded: LoadedModel, folder: Path, busy: Collection[str] = ()
 def _stamp(folder: Path) -> str:
     """Changes with the adapter's files. Hashing what they hold would take an 8B's 160 MiB 0.4 s at each switch."""
     try:
-        found = [(folder / name).stat() for name in (WEIGHTS, "adapter_config.json")]
+        found = [(folder / name).stat() for name in (WEIGHTS, CONFIG)]
     except OSError as error:
         raise ModelError(f"There is no adapter in {folder.name}: {first_line(error)}.") from error
     told = [(file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns) for file in found]
@@ -75,64 +77,77 @@ def _stamp(folder: Path) -> str:
 
 
 def _attach(loaded: LoadedModel, folder: Path, name: str) -> str:
-    _check_fit(loaded, folder)
-    first, config = loaded.peft is None, PeftConfig.from_pretrained(str(folder))
-    config.inference_mode = True
-    if loaded.peft is None:
-        loaded.peft = PeftModelForCausalLM(loaded.base, config, name, low_cpu_mem_usage=True)
-    else:
-        loaded.peft.add_adapter(name, config, low_cpu_mem_usage=True)
-    if wrong := _fill(loaded.peft, folder, name, loaded.device):
-        if first:
-            loaded.peft.unload()
-            loaded.peft = None
+    config = LoraConfig(**_fitting(loaded, folder))
+    try:
+        if loaded.peft is None:
+            loaded.peft = PeftModelForCausalLM(loaded.base, config, name, low_cpu_mem_usage=True)
         else:
-            loaded.peft.delete_adapter(name)
-        raise ModelError(f"The adapter in {folder.name} is damaged: it {wrong}. Train again, or choose another checkpoint.")
+            loaded.peft.add_adapter(name, config, low_cpu_mem_usage=True)
+        if lacking := _fill(loaded.peft, folder, name, loaded.device):
+            raise ModelError(f"The adapter in {folder.name} is damaged: it lacks {lacking}. Train again, or choose another checkpoint.")
+    except BaseException:
+        _detach(loaded, name)
+        raise
     loaded.peft.eval()
     loaded.peft.set_adapter(name)
     loaded.peft.requires_grad_(False)
     return name
 
 
+def _detach(loaded: LoadedModel, name: str) -> None:
+    """Take away what there is of an adapter that was to be attached, and the layers around the base's own if it is the first."""
+    others = [other for other in loaded.peft.peft_config if other != name] if loaded.peft else []
+    for path, module in list(loaded.base.named_modules()):
+        if isinstance(module, BaseTunerLayer) and others:
+            module.delete_adapter(name)
+        elif isinstance(module, BaseTunerLayer):
+            holder, _, place = path.rpartition(".")
+            setattr(loaded.base.get_submodule(holder), place, module.get_base_layer())
+    if loaded.peft and others:
+        loaded.peft.peft_config.pop(name, None)
+    else:
+        loaded.peft = None
+        vars(loaded.base).pop("peft_config", None)
+
+
 def restore(loaded: LoadedModel, folder: Path) -> None:
     """Give the adapter in training the values saved in `folder`. Raises ModelError if they are not its own."""
     assert loaded.peft is not None
     try:
-        wrong = _fill(loaded.peft, folder, TRAINED, loaded.device)
-    except (SafetensorError, RuntimeError) as error:
+        lacking = _fill(loaded.peft, folder, TRAINED, loaded.device)
+        wrong = f"lacks {lacking}" if lacking else ""
+    except SafetensorError as error:
         wrong = f"cannot be read: {first_line(error)}"
     if wrong:
         raise ModelError(f"The adapter in {folder.name} is damaged: it {wrong}. Train again, or compare with another checkpoint.")
 
 
 def _fill(peft: PeftModel, folder: Path, name: str, device: torch.device) -> str:
-    """Give an adapter without values those that are saved, and say what of them is wrong, or "".
+    """Give an adapter without values those that are saved, and name a tensor that is not, or "".
 
-    They become 32 bit whatever the base is in, as they are trained. PEFT's own loading without first values would round them to the
-    base's numbers on the way.
+    They become 32 bit whatever the base is in, as they are trained: PEFT's own loading without first values would round them to the base's
+    numbers on the way. On a CPU they are copied, for what is read is the file itself, which may be written anew.
     """
     values = {}
     for key, weight in load_file(folder / WEIGHTS, device=str(device)).items():
         module, _, factor = key.removeprefix(PREFIX).rpartition(".lora_")
-        values[f"{PREFIX}{module}.lora_{factor[0]}.{name}.weight"] = weight.float()
-    beyond = peft.load_state_dict(values, strict=False, assign=True).unexpected_keys
-    lacking = [key for key, weight in peft.named_parameters() if weight.is_meta]
-    told = f"lacks {lacking[0]}" if lacking else f"holds {beyond[0]}, which its configuration does not name" if beyond else ""
-    return told.replace(f".{name}", "")
+        values[f"{PREFIX}{module}.lora_{factor[0]}.{name}.weight"] = weight.to(torch.float32, copy=device.type == "cpu")
+    peft.load_state_dict(values, strict=False, assign=True)
+    return next((key for key, weight in peft.named_parameters() if weight.is_meta and f".{name}." in key), "").replace(f".{name}", "")
 
 
-def _check_fit(loaded: LoadedModel, folder: Path) -> None:
+def _fitting(loaded: LoadedModel, folder: Path) -> dict[str, Any]:
+    """PEFT's configuration of the adapter saved in `folder`, on the modules that its file has tensors for. Raises ModelError."""
     modules = {name.removeprefix(PREFIX).replace(".base_layer", ""): module for name, module in loaded.base.named_modules()}
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        rank, uneven = config["r"], config.get("alpha_pattern")
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        rank, uneven = config["r"], {name: told for name in PATTERNS if (told := config.get(name))}
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The adapter in {folder.name} is damaged: {error}. Train again, or choose another checkpoint.") from error
-    if uneven:
-        raise ModelError(f"This adapter weighs {next(iter(uneven))} unlike others (alpha_pattern), which paired decoding does not know.")
+    for pattern, told in uneven.items():
+        raise ModelError(f"This adapter weighs {next(iter(told))} unlike others ({pattern}), which paired decoding does not know.")
     for key, shape in shapes.items():
         name, _, factor = key.removeprefix(PREFIX).rpartition(".lora_")
         if factor not in ("A.weight", "B.weight") or name.rpartition(".")[2] not in loaded.info.projections:
@@ -145,6 +160,7 @@ def _check_fit(loaded: LoadedModel, folder: Path) -> None:
         wanted = width and ([rank, width] if is_first else [width, rank])
         if shape != wanted:
             raise ModelError(f"This adapter was not trained on {loaded.config.name}: {key} has shape {shape}, the model expects {wanted}.")
+    return plain_lora(config, modules_of(folder / WEIGHTS, folder.name), f"The adapter in {folder.name}")
 
 
 @contextmanager
@@ -181,6 +197,6 @@ def adapter_hash(loaded: LoadedModel, name: str) -> str:
 
 def write_base_name(folder: Path, base_name: str) -> None:
     """Write the base model's real name into a saved adapter's configuration: PEFT writes the path it was loaded from."""
-    file = folder / "adapter_config.json"
+    file = folder / CONFIG
     values = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**values, "base_model_name_or_path": base_name}, indent=2), encoding="utf-8")

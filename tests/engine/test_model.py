@@ -1,6 +1,7 @@
 """Loading, fingerprints and adapters: what changes a hash and what must not, and what is refused in which words."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from deepdoctor.config import ModelConfig
+from deepdoctor.engine import adapters
 from deepdoctor.engine.adapters import SELECTED_AT_MOST, adapter_hash, fresh_adapter, select_adapter, write_base_name
 from deepdoctor.engine.fingerprint import base_hash, base_weights, checksum
 from deepdoctor.engine.model import PROJECTIONS, LoadedModel, _matmul_rate, load
@@ -150,28 +153,71 @@ def test_adapters_keep_their_own_numbers_on_a_base_of_fewer(
 
 
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("wrong", ["lacks", "holds"])
-def test_an_adapter_whose_files_disagree_is_refused_and_leaves_nothing_behind(
-    loaded: LoadedModel, adapter: Path, llama: Path, tmp_path: Path, first: bool, wrong: str
+def test_an_adapter_that_lacks_a_tensor_is_refused_and_leaves_nothing_behind(
+    loaded: LoadedModel, adapter: Path, llama: Path, tmp_path: Path, first: bool
 ) -> None:
     if not first:
         select_adapter(loaded, adapter)
     folder = tiny.save_adapter(tmp_path / "adapter", llama, seed=3)
-    if wrong == "lacks":
-        weights = load_file(folder / "adapter_model.safetensors")
-        del weights["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"]
-        save_file(weights, folder / "adapter_model.safetensors")
-    else:
-        config = json.loads((folder / "adapter_config.json").read_text())
-        named = {**config, "target_modules": sorted({*config["target_modules"]} - {"up_proj"})}
-        (folder / "adapter_config.json").write_text(json.dumps(named))
+    weights = load_file(folder / "adapter_model.safetensors")
+    del weights["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"]
+    save_file(weights, folder / "adapter_model.safetensors")
     for _ in range(2):
-        with pytest.raises(ModelError, match=rf"in adapter is damaged: it {wrong} .*layers\.\d\.mlp\.up_proj\.lora_[AB]\.weight"):
+        with pytest.raises(ModelError, match=r"in adapter is damaged: it lacks .*layers\.1\.mlp\.up_proj\.lora_B\.weight"):
             select_adapter(loaded, folder)
-    assert len(loaded.selected) == (0 if first else 1)
-    comparison = tiny.pair(loaded, adapter)
-    assert comparison.proof is not None
-    assert comparison.proof.problems() == []
+    require_clean(loaded, 0 if first else 1)
+    proof = tiny.pair(loaded, adapter).proof
+    assert proof is not None
+    assert proof.problems() == []
+
+
+def require_clean(loaded: LoadedModel, attached: int) -> None:
+    """So many adapters are attached whole, and nothing of another one."""
+    names = {name for module in loaded.base.modules() for name in getattr(module, "lora_A", ())}
+    assert names == set(loaded.selected.values())
+    assert len(names) == attached
+    assert not any(weight.is_meta for weight in loaded.base.parameters())
+    assert (loaded.peft is None) is (attached == 0)
+    assert base_hash(loaded.base) == loaded.info.base_hash
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("when", ["wrapping", "reading"])
+def test_memory_that_ends_while_an_adapter_is_attached_leaves_nothing_behind(
+    loaded: LoadedModel, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool, when: str
+) -> None:
+    if not first:
+        select_adapter(loaded, adapter)
+    folder = tiny.save_adapter(tmp_path / "adapter", loaded.folder, seed=3)
+    left = tiny.StopAfter(5)
+
+    def full(*args: Any, **more: Any) -> Any:
+        if when == "reading" or left():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return update_layer(*args, **more)
+
+    update_layer = LoraLayer.update_layer
+    with monkeypatch.context() as patch:
+        if when == "reading":
+            patch.setattr(adapters, "load_file", full)
+        else:
+            patch.setattr(LoraLayer, "update_layer", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            select_adapter(loaded, folder)
+    require_clean(loaded, 0 if first else 1)
+    for one in (adapter, folder):
+        assert tiny.pair(loaded, one).proof is not None
+    require_clean(loaded, 2)
+
+
+def test_an_attached_adapter_stays_when_its_file_is_written_over(loaded: LoadedModel, llama: Path, tmp_path: Path) -> None:
+    name = select_adapter(loaded, tiny.save_adapter(tmp_path / "adapter", llama))
+    before = adapter_hash(loaded, name)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    with file.open("r+b") as opened:
+        opened.seek(-400, os.SEEK_END)
+        opened.write(b"\x01" * 400)
+    assert adapter_hash(loaded, name) == before
 
 
 def test_the_adapter_unused_for_longest_goes(loaded: LoadedModel, llama: Path, tmp_path: Path) -> None:
@@ -237,6 +283,8 @@ def test_an_adapter_whose_ranks_disagree_is_refused_and_leaves_nothing_behind(lo
         ({"target_modules": ["q_proj", "lm_head"]}, r"base_model\.model\.lm_head\.lora_A\.weight"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, r"embed_tokens\.lora_embedding_A"),
         ({"alpha_pattern": {"q_proj": 1}}, "weighs q_proj unlike others"),
+        ({"rank_pattern": {"q_proj": 2}}, r"weighs q_proj unlike others \(rank_pattern\)"),
+        ({"init_lora_weights": "pissa"}, "begun from a changed base"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
