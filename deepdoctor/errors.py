@@ -43,8 +43,9 @@ OUT_OF_MEMORY = {
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, the GPU's (as torch tells it) or the machine's."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    """Whether memory ran out, the GPU's (as torch tells it) or the machine's (for which torch has no error of its own)."""
+    of_torch = type(error).__name__ == "OutOfMemoryError" or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    return isinstance(error, MemoryError) or of_torch
 
 
 def told(error: Exception, work: str = "answering") -> DeepDoctorError:

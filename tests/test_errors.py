@@ -27,7 +27,10 @@ def test_a_config_error_keeps_its_field_across_the_pipe() -> None:
 @pytest.mark.parametrize("work", OUT_OF_MEMORY)
 def test_memory_that_ran_out_is_told_by_what_was_being_done(work: str) -> None:
     error = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 20.00 MiB.")
-    for each in (error, MemoryError()):
+    of_cpu = RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+    )
+    for each in (error, MemoryError(), of_cpu):
         assert is_out_of_memory(each)
         assert str(told(each, work)) == f"Out of memory while {work}. {OUT_OF_MEMORY[work]}"
     assert not is_out_of_memory(RuntimeError("CUDA error: out of luck"))

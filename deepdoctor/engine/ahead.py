@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from deepdoctor.config import ModelConfig
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.rows import TrainingRows, prepare_rows
+from deepdoctor.errors import ModelError
 from deepdoctor.plan import plan
 from deepdoctor.planner import Decision
 from deepdoctor.runs import Run
@@ -19,6 +20,19 @@ class Ahead:
     model: ModelConfig
     rows: TrainingRows | None = None
     decision: Decision | None = None
+
+
+def require_base(loaded: LoadedModel, run: Run) -> None:
+    """Raise ModelError if the run was trained on other weights than those that are loaded, though of the same name.
+
+    Told of the same precision only; and not of 4 bits, in which two kinds of GPU need not come to the same scales.
+    """
+    status, held = run.status, loaded.info.precision
+    if held != "4bit" and status.get("precision") == held and status.get("base_hash") not in (None, loaded.info.base_hash):
+        raise ModelError(
+            f"Run {run.name} was trained on other weights than those of {loaded.config.name} as it is loaded: the model was changed since, "
+            "or another revision of it is meant. Load the one it was trained on, or train again."
+        )
 
 
 def ahead_of(loaded: LoadedModel, run: Run) -> Ahead:

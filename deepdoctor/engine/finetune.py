@@ -16,7 +16,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Pri
 from trl import SFTConfig, SFTTrainer
 
 from deepdoctor.engine.adapters import fresh_adapter, restore, write_base_name
-from deepdoctor.engine.ahead import Ahead
+from deepdoctor.engine.ahead import Ahead, require_base
 from deepdoctor.engine.backends import TRAINED
 from deepdoctor.engine.follow import Follow, peak_bytes
 from deepdoctor.engine.model import LoadedModel
@@ -56,6 +56,8 @@ def finetune(
     config, done = run.finetune, max(run.checkpoints(), default=0) if resume else 0
     if resume and not done:
         run.log("No checkpoint was saved before the run ended: starting from the beginning.")
+    if done:
+        require_base(loaded, run)
     run.claim()
     rows = (ahead and ahead.rows) or prepare_rows(loaded, run)
     rows = rows if run.writes else replace(rows, held_out=[], held_out_questions=[])
@@ -195,7 +197,7 @@ def trainer_arguments(run: Run, how: How, steps: int, loaded: LoadedModel) -> SF
 def _note_how(loaded: LoadedModel, run: Run, planned: Plan) -> None:
     """Write down by what and how it trains, why, and what it is expected to take; on a GPU the peak counts from here."""
     device = loaded.info.device + (f" × {planned.how.devices}" if planned.how.devices > 1 else "")
-    run.set_status(precision=loaded.info.precision, backend=loaded.info.backend, device=device)
+    run.set_status(precision=loaded.info.precision, backend=loaded.info.backend, device=device, base_hash=loaded.info.base_hash)
     run.set_status(plan=planned.prediction(), planned_bytes=planned.memory_bytes)
     for choice in planned.choices:
         run.log(f"{choice.name}: {choice.value}. {choice.why}")

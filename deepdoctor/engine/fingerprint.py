@@ -8,10 +8,14 @@ from torch import Tensor, nn
 
 
 def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of the base model's own parameters, whether or not adapters are attached."""
+    """Names and values of the base model's own parameters, whether or not adapters are attached, and of NF4 the scales too."""
     for name, parameter in model.named_parameters():
         if "lora_" not in name:
-            yield name.removeprefix("base_model.model.").replace(".base_layer", ""), parameter.data
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            yield plain, parameter.data
+            scales = getattr(parameter, "quant_state", None)
+            for part, value in (scales.as_dict(packed=True) if scales is not None else {}).items():
+                yield f"{plain}.{part}", value
 
 
 def base_hash(model: nn.Module) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
@@ -20,7 +21,7 @@ from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.forward import why_unpaired
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.engine.source import folder_of, numbers_for, parameters_in
-from deepdoctor.errors import ModelError
+from deepdoctor.errors import ModelError, is_out_of_memory
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # for the fingerprint, the tokenizer and a first answer, beside the weights
@@ -122,7 +123,7 @@ def load_found(found: Found, data_dir: Path, report: Report = unheard, free: Fre
     accelerator.prepare(config.gpu_memory_gib)
     with told_as_model_error(config.name):
         report(f"Loading tokenizer and weights in {'4 bits' if found.four_bit else found.precision}", 0.4)
-        tokenizer = AutoTokenizer.from_pretrained(found.folder)
+        tokenizer = _tokenizer(found)
         # one text after the other is written by transformers' own forward, which Unsloth would replace
         backend = Transformers() if found.decoding else backend_for(found.device, found.dtype)
         base, missing = backend.load(str(found.folder), found.dtype, found.four_bit)
@@ -137,6 +138,16 @@ def load_found(found: Found, data_dir: Path, report: Report = unheard, free: Fre
     return LoadedModel(config, base, tokenizer, info, backend, found.folder)
 
 
+def _tokenizer(found: Found) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Where it has no token for padding, which is masked anyway, the one that ends a text stands in."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(found.folder)
+    if tokenizer.eos_token is None:
+        raise ModelError(f"The tokenizer of {found.config.name} has no token that ends a text (eos_token); choose another model.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 @contextmanager
 def told_as_model_error(name: str) -> Iterator[None]:
     """Whatever libraries raise while they load a model, as a ModelError in the user's words."""
@@ -144,7 +155,13 @@ def told_as_model_error(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, SafetensorError, KeyError) as error:
         raise ModelError(f"The model {name} could not be loaded: {first_line(error)}. Check its name, and that it is there.") from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        raise ModelError(
+            f"The model {name} is damaged: its configuration makes no sense ({type(error).__name__}: {first_line(error)}). Fetch it again."
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ModelError(f"The model {name} does not fit into this machine's memory; choose a smaller one, or 4 bits.") from error
 
 

@@ -15,7 +15,7 @@ from deepdoctor.comparison import Comparison, Comparisons
 from deepdoctor.config import ModelConfig
 from deepdoctor.dataset import known_reference
 from deepdoctor.engine.adapters import select_adapter
-from deepdoctor.engine.ahead import ahead_of
+from deepdoctor.engine.ahead import ahead_of, require_base
 from deepdoctor.engine.compare import Pair, Question
 from deepdoctor.engine.export import Say, export, require_room
 from deepdoctor.engine.fingerprint import base_hash
@@ -25,7 +25,7 @@ from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.engine.room import found_again, free, weight_bytes
 from deepdoctor.engine.several import train_on_several
-from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, told
+from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, is_out_of_memory, told
 from deepdoctor.hub_adapters import FOLDER, PREFIX, HubAdapter, HubAdapters
 from deepdoctor.overlap import graded
 from deepdoctor.runs import Run, Runs, logged
@@ -140,12 +140,14 @@ class Session:
                 raise EngineError("No model is loaded.")
             return self.loaded
         if self.loaded is None:
-            return self.load(run.model)
+            self.load(run.model)
+            assert self.loaded
         if self.loaded.config.name != run.model.name:
             raise ModelError(
                 f"Run {run.name} was made with {run.model.name}, but {self.loaded.config.name} is loaded. Load {run.model.name} first, "
                 "under Model at the top of the page."
             )
+        require_base(self.loaded, run)
         return self.loaded
 
     @property
@@ -230,6 +232,7 @@ class Session:
         if run.finetune.devices == 1:
             # the original's weights may have to be downloaded, where those in 4 bits came from a mirror
             loaded = self.loaded if same else self.load(ahead.model, logged(run))
+            self.pairs.release()  # loading has made a cache for questions
             finetune(loaded, run, should_stop, resume, self.runs.free_bytes(), ahead)
             return
         ahead = replace(ahead, rows=None)  # each process encodes its own
@@ -248,18 +251,18 @@ class Session:
         began = time.perf_counter()
         try:
             self._train(run, resume, should_stop)
-        except torch.OutOfMemoryError as error:
+        except DeepDoctorError as error:
+            self._failed(run, str(error))
+            raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                self._failed(run, f"{type(error).__name__}: {error}")
+                raise
             said = told(error, "training")
             self._failed(run, str(said))
             error.__traceback__ = None  # it holds the tensors that did not fit
             free()
             raise said from None
-        except DeepDoctorError as error:
-            self._failed(run, str(error))
-            raise
-        except Exception as error:
-            self._failed(run, f"{type(error).__name__}: {error}")
-            raise
         run.set_status(wall_seconds=round(time.perf_counter() - began, 1))
         _keep_outcome(run, resume)
 

@@ -12,7 +12,7 @@ from deepdoctor.checks import check, token_lengths
 from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, preset
 from deepdoctor.dataset import keep_apart
 from deepdoctor.engine.protocol import ModelInfo
-from deepdoctor.errors import ConfigError, DatasetError, EngineError, RunError
+from deepdoctor.errors import ConfigError, DatasetError, EngineError, ModelError, RunError
 from deepdoctor.estimates import QUICK_SECONDS
 from deepdoctor.plan import plan, require_disk, roughly
 from deepdoctor.prompts import style_named
@@ -272,6 +272,12 @@ def resume_run(context: Context, run_id: str) -> str:
         raise RunError(f"Run {active.name} is training already. Stop it first, or wait for it to end.")
     if run.state not in RESUMABLE:
         raise RunError(f"Run {run.name} is {run.state}; only stopped, interrupted or failed runs can be resumed.")
+    loaded = context.engine.state.model
+    if loaded and loaded.name != run.model.name:
+        raise ModelError(
+            f"Run {run.name} was made with {run.model.name}, but {loaded.name} is in use. Load {run.model.name} first, under Model at the "
+            "top of the page."
+        )
     context.engine.finetune(run.id, resume=True)
     return note(f"Resuming {run.name} from step {max(run.checkpoints(), default=0)}.", "ok")
 

@@ -3,6 +3,7 @@
 import deepdoctor.engine.accelerator  # noqa: F401
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 from deepdoctor.config import DatasetConfig, ModelConfig
 from deepdoctor.engine.ahead import Ahead, ahead_of
 from deepdoctor.engine.finetune import finetune
+from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.engine.session import Session, never
-from deepdoctor.errors import DatasetError
+from deepdoctor.errors import DatasetError, ModelError
 from deepdoctor.planner import Decision
 from deepdoctor.runs import Run
 from tests.engine import tiny
@@ -30,6 +32,24 @@ def stopped_run(session: Session, dataset: DatasetConfig, **changes: object) -> 
 def test_off_unsloth_one_process_prepares_and_decides_for_itself(session: Session, dataset: DatasetConfig) -> None:
     loaded = tiny.model_of(session)
     assert ahead_of(loaded, tiny.new_run(session, dataset)) == Ahead(loaded.config)
+
+
+def test_weights_that_changed_under_their_name_are_noticed(session: Session, dataset: DatasetConfig, llama: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(llama, model)
+    session.load(ModelConfig(name=str(model)))
+    run = stopped_run(session, dataset)
+    asked = Compare("A patient aged 50 has thirst. What is it?", run.id, sampling=tiny.GREEDY)
+    assert list(session.compare(asked))[-1].proof
+    shutil.rmtree(model)
+    other = tiny.open_session(session.data_dir, tiny.save_model(model, seed=7))
+    for work in (lambda: list(other.compare(asked)), lambda: other.export(Export(run.id)), lambda: other.finetune(run.id, resume=True)):
+        with pytest.raises(ModelError, match="was trained on other weights than those of"):
+            work()
+    other.load(ModelConfig(name=str(model), precision="bfloat16"))
+    with pytest.raises(ModelError, match="was trained on other weights"):
+        other.finetune(run.id, resume=True)
+    assert run.checkpoints() == [2]
 
 
 def test_what_was_decided_is_taken(session: Session, dataset: DatasetConfig) -> None:

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from deepdoctor.config import ModelConfig
+from deepdoctor.config import DatasetConfig, ModelConfig
 from deepdoctor.engine import adapters
 from deepdoctor.engine.adapters import SELECTED_AT_MOST, adapter_hash, fresh_adapter, select_adapter, write_base_name
 from deepdoctor.engine.fingerprint import base_hash, base_weights, checksum
@@ -24,6 +24,7 @@ from deepdoctor.engine.model import PROJECTIONS, LoadedModel, _matmul_rate, load
 from deepdoctor.engine.session import Session
 from deepdoctor.errors import ModelError
 from deepdoctor.nano.tokenizer import EOS
+from deepdoctor.runs import Run
 from tests.engine import tiny
 
 
@@ -320,6 +321,44 @@ def test_weights_that_do_not_fit_the_configuration_are_told(llama: Path, tmp_pat
     (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
     with pytest.raises(ModelError, match=r"lacks model\.layers\.0\.mlp\.down_proj\.weight .*, and 5 more"):
         load(ModelConfig(name=str(tmp_path)), tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "changes", [[], {"num_attention_heads": 0}, {"hidden_size": "wide"}, {"hidden_size": 33}, {"rope_parameters": 7}], ids=str
+)
+def test_a_configuration_that_makes_no_sense_is_told(llama: Path, tmp_path: Path, changes: Any) -> None:
+    for file in llama.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes} if changes else changes))
+    with pytest.raises(ModelError, match=f"The model {tmp_path} "):
+        load(ModelConfig(name=str(tmp_path)), tmp_path / "data")
+
+
+def without(folder: Path, llama: Path, token: str) -> Path:
+    """A copy of a model whose tokenizer lacks a special token."""
+    for file in llama.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings[token]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    return folder
+
+
+def test_a_tokenizer_without_padding_trains_and_compares(
+    llama: Path, tmp_path: Path, dataset: DatasetConfig, trained: tuple[Any, Run]
+) -> None:
+    (tmp_path / "model").mkdir()
+    session = tiny.open_session(tmp_path / "data", without(tmp_path / "model", llama, "pad_token"))
+    run = session.finetune(tiny.new_run(session, dataset, max_steps=6, probe_steps=3, eval_steps=3).id)
+    assert tiny.losses(run) == pytest.approx(tiny.losses(trained[1]), rel=1e-6), "what is padded is masked"
+    assert tiny.pair(tiny.model_of(session), run.adapter_dir()).proof is not None
+
+
+def test_a_tokenizer_that_cannot_end_a_text_is_refused(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no token that ends a text \(eos_token\)"):
+        load(ModelConfig(name=str(without(tmp_path, llama, "eos_token"))), tmp_path / "data")
 
 
 def test_weights_that_lack_a_tensor_are_told(llama: Path, tmp_path: Path) -> None:

@@ -225,6 +225,16 @@ def test_resume_continues_the_shown_run(events: TrainEvents, context: Context, s
     assert engine(context).trained == [(run.id, True)]
 
 
+def test_a_run_of_another_model_is_not_resumed_and_stays_as_it_is(events: TrainEvents, context: Context) -> None:
+    run = fake_run(context.runs.root.parent, "cut", "interrupted")
+    model = engine(context).state.model
+    assert model
+    engine(context).state = replace(engine(context).state, model=replace(model, name="someone/else"))
+    told = refusal(events.resume(events.draw(NOTHING_SEEN, "none", 1)[-1]))
+    assert f"was made with {run.model.name}, but someone/else is in use. Load {run.model.name} first" in told
+    assert (engine(context).trained, run.state) == ([], "interrupted")
+
+
 def test_a_finished_run_is_not_resumed(events: TrainEvents, context: Context) -> None:
     run = fake_run(context.runs.root.parent)
     assert "is finished" in refusal(events.resume((run.id,)))
