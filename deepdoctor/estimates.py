@@ -104,12 +104,22 @@ def on_gpu(device: str) -> bool:
 
 
 def tokens_at_once(lengths: Sequence[int], how: How) -> float:
-    """Tokens of the largest batch that a run meets: of the longest rows, padded; without padding three deviations above the mean."""
+    """Tokens of the largest batch that a run meets: of the longest rows, padded.
+
+    Without padding three deviations above the mean, but the longest row among others as long as the mean at least: some batch holds it.
+    """
+    longest, mean = max(lengths), sum(lengths) / len(lengths)
     if how.padded_to:
-        return how.batch * rounded_up(max(lengths), how.padded_to)
-    mean = sum(lengths) / len(lengths)
+        return how.batch * rounded_up(longest, how.padded_to)
     deviation = (sum((length - mean) ** 2 for length in lengths) / len(lengths)) ** 0.5
-    return min(how.batch * max(lengths), how.batch * mean + 3 * deviation * how.batch**0.5)
+    usual = how.batch * mean + 3 * deviation * how.batch**0.5
+    return min(how.batch * longest, max(usual, longest + (how.batch - 1) * mean))
+
+
+def rows_trained(config: FinetuneConfig, rows: int, steps: int) -> int:
+    """Rows that so many steps train on, over `rows` rows: the last step of an epoch takes what the others left."""
+    epochs, more = divmod(steps, -(-rows // config.rows_per_step))
+    return epochs * rows + min(rows, more * config.rows_per_step)
 
 
 def memory_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequence[int]) -> int:
@@ -191,12 +201,13 @@ def seconds_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequ
         batch = max(batch, model.layers * LAUNCH_SECONDS_PER_LAYER[how.checkpointing])
     else:
         batch = (batch + CPU_SECONDS_PER_BATCH) * how.devices  # processes on a CPU share its cores
-    trained = steps * how.accumulation * batch
+    batches = max(steps, -(-rows_trained(config, len(lengths), steps) // (how.batch * how.devices)))
+    trained = batches * batch
     evaluations = _times(steps, config.eval_steps) if config.held_out_rows else 0
     evaluated = evaluations * config.held_out_rows * sum(lengths) / len(lengths) * 2 * model.parameters / rate
     answers = _times(steps, config.probe_steps) * max(1, len(config.probe_questions)) if config.probe_steps else 0
     probed = answers * config.probe_tokens * model.layers * DECODE_SECONDS_PER_LAYER[kind]
-    met = min(steps * how.accumulation, len({rounded_up(length, how.padded_to) for length in lengths})) if how.attention == "cudnn" else 0
+    met = min(batches, len({rounded_up(length, how.padded_to) for length in lengths})) if how.attention == "cudnn" else 0
     start = SECONDS_TO_START[kind] + (SECONDS_FOR_PROCESSES[kind] if how.devices > 1 else 0)
     return start + trained + evaluated + probed + met * model.layers * CUDNN_PLAN_SECONDS
 

@@ -7,7 +7,7 @@ from typing import Any
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import DatasetError, RunError
-from deepdoctor.estimates import How, disk_of, memory_of, seconds_of, trainable_parameters
+from deepdoctor.estimates import How, disk_of, memory_of, rows_trained, seconds_of, trainable_parameters
 from deepdoctor.planner import Choice, Decision, decide
 
 
@@ -64,8 +64,8 @@ def plan(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int], decis
         left_out=len(lengths) - len(kept),
         held_out=config.held_out_rows,
         steps=steps,
-        epochs=steps * config.rows_per_step / len(kept),
-        tokens=round(steps * config.rows_per_step * sum(kept) / len(kept)),
+        epochs=rows_trained(config, len(kept), steps) / len(kept),
+        tokens=round(rows_trained(config, len(kept), steps) * sum(kept) / len(kept)),
         trainable_parameters=trainable_parameters(config, model),
         memory_bytes=memory_of(config, model, how, kept),
         device_bytes=model.memory_bytes,

@@ -199,7 +199,12 @@ class _Reasons:
         larger = [batch for batch in _batches(self.config) if batch > self.how.batch]
         if not larger:
             return f"All rows of a step{' on each' if self.how.devices > 1 else ''} at once fit: about {self._gib()} of {self._usable()}."
+        if memory_of(self.config, self.model, self._with(larger[-1]), self.lengths) <= self._most:
+            return f"Faster than larger ones: {larger[-1]} rows at once would be padded to the longest of them. About {self._gib()}."
         return f"The largest that fits: {larger[-1]} rows at once would need about {self._gib(batch=larger[-1])} of {self._usable()}."
+
+    def _with(self, batch: int) -> How:
+        return replace(self.how, batch=batch, accumulation=self.config.rows_per_step // self.config.devices // batch)
 
     def checkpointing(self) -> str:
         if not on_gpu(self.model.device):

@@ -152,6 +152,14 @@ def test_padding_goes_to_the_longest_row_of_the_batch() -> None:
     assert padded_length([10, 30], 2, 16) == pytest.approx(28)
 
 
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 2000), (2, 2000 + 119), (900, 900 * 119 + 3 * 187 * 30)])
+def test_some_batch_holds_the_longest_row(batch: int, tokens: float) -> None:
+    lengths = [100] * 99 + [2000]
+    way = How("bfloat16", batch, 1, False, padded_to=0)
+    assert tokens_at_once(lengths, way) == pytest.approx(tokens, rel=0.02)
+    assert tokens_at_once(lengths, replace(way, padded_to=8)) == batch * 2000
+
+
 def test_rows_behind_each_other_take_no_padding() -> None:
     padded, in_line = how(batch=8, accumulation=1, padded_to=1), how(batch=8, accumulation=1, padded_to=0)
     rows = [100, 300, 500, 700, 900] * 20

@@ -16,15 +16,21 @@ ARTICLE = PRESETS["article"]
 def test_counts_of_the_article_recipe() -> None:
     found = plan(ARTICLE, LLAMA_8B, ROWS)
     assert (found.rows, found.left_out, found.held_out, found.steps) == (476, 0, 24, 60)
-    assert found.tokens == round(60 * 8 * sum(ROWS) / len(ROWS))
-    assert found.epochs == pytest.approx(480 / 476)
+    assert (found.tokens, found.epochs) == (sum(ROWS), 1), "the last step takes the four rows that are left"
     assert found.trainable_parameters == 41_943_040
 
 
 def test_rows_longer_than_the_limit_are_left_out_and_counted() -> None:
     found = plan(ARTICLE.changed(max_seq_length=600), LLAMA_8B, [100, 600, 601, 5000])
     assert (found.rows, found.left_out) == (2, 2)
-    assert found.tokens == 60 * 8 * 350
+    assert (found.tokens, found.epochs) == (60 * 700, 60), "a step of two rows is all there is"
+
+
+@pytest.mark.parametrize(("rows", "steps", "epochs"), [(3, 6, 6), (9, 2, 1), (9, 3, 1 + 8 / 9), (16, 1, 0.5)])
+def test_the_last_step_of_an_epoch_takes_what_is_left(rows: int, steps: int, epochs: float) -> None:
+    found = plan(ARTICLE.changed(max_steps=steps, warmup_steps=0), LLAMA_8B, [100] * rows)
+    assert found.epochs == pytest.approx(epochs)
+    assert found.tokens == round(epochs * rows * 100)
 
 
 def test_rows_longer_than_the_model_reads_are_left_out() -> None:

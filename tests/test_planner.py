@@ -215,3 +215,13 @@ def test_more_gpus_than_there_are_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^GPUs: this machine has 1 \(given: 2\)\.$") as refused:
         decide(ARTICLE.changed(devices=2), H200, ROWS)
     assert refused.value.field == "devices"
+
+
+def test_a_larger_batch_that_would_fit_but_be_slower_is_told_as_that() -> None:
+    """On a CPU rows are padded to the longest of their batch, and a few long ones would slow all."""
+    rows, roomy = [60] * 90 + [900] * 10, card(20, NANO)
+    found = how(AUTO, roomy, rows)
+    assert found.batch < AUTO.rows_per_step
+    assert memory_of(AUTO, roomy, replace(found, batch=8, accumulation=1), rows) <= USABLE * 20 * 2**30
+    told = [choice.why for choice in decide(AUTO, roomy, rows)[1] if choice.name.startswith("Batch")]
+    assert told[0].startswith(f"Faster than larger ones: {2 * found.batch} rows at once would be padded to the longest of them.")

@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer
 from deepdoctor.engine.adapters import fresh_adapter, restore, write_base_name
 from deepdoctor.engine.ahead import Ahead, require_base
 from deepdoctor.engine.backends import TRAINED
-from deepdoctor.engine.follow import Follow, peak_bytes
+from deepdoctor.engine.follow import Follow, peak_bytes, reset_peak
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.room import settled
 from deepdoctor.engine.rows import prepare_rows
@@ -195,15 +195,14 @@ def trainer_arguments(run: Run, how: How, steps: int, loaded: LoadedModel) -> SF
 
 
 def _note_how(loaded: LoadedModel, run: Run, planned: Plan) -> None:
-    """Write down by what and how it trains, why, and what it is expected to take; on a GPU the peak counts from here."""
+    """Write down by what and how it trains, why, and what it is expected to take; the peak of memory counts from here."""
     device = loaded.info.device + (f" × {planned.how.devices}" if planned.how.devices > 1 else "")
     run.set_status(precision=loaded.info.precision, backend=loaded.info.backend, device=device, base_hash=loaded.info.base_hash)
     run.set_status(plan=planned.prediction(), planned_bytes=planned.memory_bytes)
     for choice in planned.choices:
         run.log(f"{choice.name}: {choice.value}. {choice.why}")
     run.log(f"Planned: about {roughly(planned.seconds)}, peak memory about {planned.memory_bytes / GIB:.1f} GiB.")
-    if loaded.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak(loaded.device)
 
 
 def _trainable(model: Any) -> int:

@@ -3,6 +3,8 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -40,7 +42,8 @@ class Follow(TrainerCallback, ExportableState):
         self.stopped = False
         self._began = self._window_began = time.perf_counter()
         self._first, self._earlier = 0, 0.0
-        self._tokens_a_row = sum(len(row.ids) for row in rows.train) / len(rows.train)
+        self._tokens = sum(len(row.ids) for row in rows.train)
+        self._window_epoch = 0.0
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback."""
@@ -50,8 +53,10 @@ class Follow(TrainerCallback, ExportableState):
         """Evaluate the untouched model, or on resume take up the saved window."""
         self._first = self.step = state.global_step
         self._earlier = float(self.run.status.get("seconds") or 0.0) if state.global_step else 0.0
+        self._window_epoch = float(state.epoch or 0.0)
         if state.global_step:
             self.window = _saved_window(state)
+            self._ask_what_was_left_out(state.global_step)
         else:
             self._evaluate(0)
             self._probe(0)
@@ -69,19 +74,21 @@ class Follow(TrainerCallback, ExportableState):
 
     def _write(self, step: int, logs: dict[str, Any]) -> None:
         seconds = time.perf_counter() - self._window_began
-        trained = self._tokens_a_row * self.config.rows_per_step * len(self.window)
+        epoch = float(logs.get("epoch", 0.0))
+        # the last step of an epoch takes what rows are left, and a window begun before a resume was partly read then
+        trained = self._tokens * (epoch - self._window_epoch)
         row = {
             "step": step,
             "loss": round(sum(self.window) / len(self.window), 5),
             "learning_rate": logs.get("learning_rate"),
             "grad_norm": round(float(logs.get("grad_norm", 0.0)), 4),
-            "epoch": round(float(logs.get("epoch", 0.0)), 4),
+            "epoch": round(epoch, 4),
             "tokens_per_second": round(trained / seconds, 1),
             "memory_gib": memory_gib(self.loaded.device),
         }
         self._append(row)
         self.run.log(f"step {step}: loss {row['loss']:.4f}")
-        self.window, self._window_began = [], time.perf_counter()
+        self.window, self._window_began, self._window_epoch = [], time.perf_counter(), epoch
 
     def _append(self, row: dict[str, Any]) -> None:
         self.run.append_metric(row)
@@ -120,6 +127,16 @@ class Follow(TrainerCallback, ExportableState):
             self.run.log(f"step {step}: held-out loss {losses['held_out_loss']:.4f}")
         self._window_began += time.perf_counter() - began
 
+    def _given_up(self) -> bool:
+        """Whether the run is to stop, asked between steps. Processes that share a run answer it together, and there only after a step."""
+        return self.config.devices == 1 and self.should_stop()
+
+    def _ask_what_was_left_out(self, step: int) -> None:
+        """Ask the probes of the step that a run goes on from, if it was stopped before they were answered."""
+        due = self.config.probe_steps and step % self.config.probe_steps == 0
+        if due and step not in {row["step"] for row in self.run.probes()}:
+            self._probe(step)
+
     def _probe(self, step: int) -> None:
         began = time.perf_counter()
         sampling = SamplingConfig(temperature=0, max_new_tokens=self.config.probe_tokens)
@@ -129,7 +146,9 @@ class Follow(TrainerCallback, ExportableState):
                 prompt = self.loaded.tokenizer(render_question(question, style_named(self.config.prompt_style)))["input_ids"]
                 written = Row(prompt, TRAINED, sampling)
                 for _ in decode(self.loaded, [written]):
-                    pass
+                    if self._given_up():
+                        self.run.log(f"step {step}: probe left out, because the run is to stop")
+                        return
             except ConfigError as error:  # a question that cannot be asked must not end the training
                 self.run.log(f"step {step}: probe left out: {error}")
                 continue
@@ -143,10 +162,22 @@ def _saved_window(state: TrainerState) -> list[float]:
     return list(saved.get(Follow.__name__, {}).get("attributes", {}).get("window", []))
 
 
+def reset_peak(device: torch.device) -> None:
+    """From now on `peak_bytes` counts anew; off a GPU only where the system lets a process ask for that, which Linux does."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_bytes(device: torch.device) -> int:
-    """Most GPU memory held since the peak was last reset; off a GPU, the most that this process ever had resident."""
+    """Most GPU memory held since the peak was last reset; off a GPU, the most that this process had resident since then."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
     import resource

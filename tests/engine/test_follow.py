@@ -1,6 +1,7 @@
 """The trainer's callback: averages over windows, when it evaluates and asks, what a checkpoint keeps of it, and how it obeys a stop."""
 
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import TrainerControl, TrainerState
 from deepdoctor.config import DatasetConfig
 from deepdoctor.engine.adapters import fresh_adapter
 from deepdoctor.engine.finetune import trainer_arguments
-from deepdoctor.engine.follow import Follow, memory_gib
+from deepdoctor.engine.follow import Follow, memory_gib, peak_bytes, reset_peak
 from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.engine.session import Session, never
 from deepdoctor.engine.tracking import Tracker
@@ -100,6 +101,41 @@ def test_a_probe_question_that_does_not_fit_does_not_end_the_run(session: Sessio
     assert "too long" in run.log_tail()
 
 
+def test_a_stop_does_not_wait_for_a_probe_which_is_asked_when_the_run_goes_on(session: Session, dataset: DatasetConfig) -> None:
+    follow, run = follower(session, dataset, tiny.StopAfter(3), probe_steps=2, probe_questions=("What is fever?",), probe_tokens=50)
+    follow._probe(2)
+    assert run.probes() == []
+    assert "step 2: probe left out, because the run is to stop" in run.log_tail()
+    again = Follow(follow.loaded, run, follow.rows, follow.tracker, never)
+    for _ in range(2):
+        again.on_train_begin(ARGUMENTS, TrainerState(global_step=2, max_steps=10), TrainerControl())
+    again.on_train_begin(ARGUMENTS, TrainerState(global_step=3, max_steps=10), TrainerControl())
+    assert [row["step"] for row in run.probes()] == [2]
+    assert (run.path / "probes.jsonl").read_text().count("\n") == 1
+
+
+def test_processes_that_share_a_run_are_not_asked_between_tokens(session: Session, dataset: DatasetConfig) -> None:
+    def together() -> bool:
+        raise AssertionError("the others would have to answer too")
+
+    follow, run = follower(session, dataset, together, probe_steps=2, probe_questions=("What is fever?",), devices=3)
+    follow._probe(2)
+    assert len(run.probes()) == 1
+
+
+def test_tokens_a_second_are_of_the_rows_that_were_read(session: Session, dataset: DatasetConfig) -> None:
+    follow, run = follower(session, dataset, logging_steps=1, batch_size=8)
+    tokens = sum(len(row.ids) for row in follow.rows.train)
+    for began, ends in ((0.0, (8 / 9, 1.0)), (1.0, (1 + 8 / 9,))):  # the second time as resumed
+        first = 2 if began else 0
+        follow.on_train_begin(ARGUMENTS, TrainerState(global_step=first, max_steps=10, epoch=began), TrainerControl())
+        for step, epoch in enumerate(ends, first + 1):
+            follow._window_began = time.perf_counter() - 10
+            follow.on_log(ARGUMENTS, TrainerState(global_step=step, max_steps=10), TrainerControl(), logs={"loss": 1.0, "epoch": epoch})
+    found = [row["tokens_per_second"] for row in run.curve() if "loss" in row]
+    assert found == pytest.approx([tokens * share / 10 for share in (8 / 9, 1 / 9, 8 / 9)], rel=0.01)
+
+
 def test_a_stop_asks_for_a_checkpoint_and_the_end(session: Session, dataset: DatasetConfig) -> None:
     follow, run = follower(session, dataset, tiny.StopAfter(3))
     assert not walk(follow, range(1, 3), {1: 1.0, 2: 1.0}).should_training_stop
@@ -143,7 +179,8 @@ def test_a_full_epoch_that_is_resumed_at_its_last_checkpoint_goes_to_its_end(ses
         follow.on_step_end(arguments, state, control)
         follow.on_log(arguments, state, control, logs={"loss": 1.0, "learning_rate": 0.1, "grad_norm": 1.0, "epoch": 0.99})
     assert list(tiny.losses(run)) == [2410, 2420, 2430, 2440, 2450, 2460, 2463]
-    assert list(tiny.losses(run, "held_out_loss")) == [row["step"] for row in run.probes()] == [2463]
+    assert list(tiny.losses(run, "held_out_loss")) == [2463]
+    assert [row["step"] for row in run.probes()] == [2400, 2463], "the one that was never answered is asked first"
     assert (run.status["step"], run.status["eta_seconds"]) == (end, 0)
 
 
@@ -152,6 +189,19 @@ def test_a_loss_that_is_not_a_number_is_still_written_as_json(session: Session, 
     walk(follow, range(1, 2), {1: math.nan})
     [row] = run.curve()
     assert math.isnan(row["loss"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts a process's peak anew")
+def test_a_peak_is_that_of_the_run_and_not_of_what_was_before() -> None:
+    cpu = torch.device("cpu")
+    larger = torch.ones(2**27)  # 512 MiB
+    before = peak_bytes(cpu)
+    del larger
+    reset_peak(cpu)
+    now = peak_bytes(cpu)
+    assert now < before - 2**28
+    assert torch.ones(2**26).sum() == 2**26
+    assert now + 2**27 < peak_bytes(cpu) < before
 
 
 def test_memory_is_measured() -> None:
