@@ -4,9 +4,11 @@
                                     [--profile FILE [--profile-case NAME]]
 
 FOLDER holds a model (benchmarks/random_model.py makes one of the 8B's architecture). Every case has a process of its own. Seconds count
-from Start with the model loaded: tokenization, adapter, compilation and warm-up are in them. Peers may be stopped by --peer-steps; their
-60 steps are then what the first step took, and 59 times the median of the others. Losses are compared, step by step, with TRL's in the same
-precision.
+from Start with the model loaded: tokenization, adapter, compilation and warm-up are in them; of peers, the adapter is not. The trainer is
+imported before, as the app does on a GPU when it loads a model; on a CPU that is about a second of an app's first run. The 60 steps end
+with the last of them; Start to end is the app's whole run, with the held-out loss, probe and checkpoint behind it, and that is what is
+planned. Peers may be stopped by --peer-steps; their 60 steps are then what the first step took, and 59 times the median of the others.
+Losses are compared, step by step, with TRL's in the same precision, from the same first values.
 """
 
 from deepdoctor.engine.accelerator import GIB, prepare
@@ -234,20 +236,22 @@ def as_markdown(result: dict[str, Any]) -> str:
         f"Floor: {result['floor']['seconds']:.1f} s for {result['floor']['tokens']:,.0f} tokens at the measured "
         f"{result['floor']['flops'] / 1e12:,.2f} TFLOP/s, 4 operations a parameter and token.",
         "",
-        f"| | steps run | first step, s | a step, s | 60 steps, s | times the floor | peak{of_process}, GiB | planned s / GiB "
-        "| losses off TRL's |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"| | steps run | first step, s | a step, s | 60 steps, s | times the floor | Start to end, s | planned, s "
+        f"| peak{of_process}, GiB | planned, GiB | losses off TRL's |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for found in result["cases"]:
         if "failed" in found:
-            lines.append(f"| {MEANS[found['case']]} | failed: {found['failed'].strip().splitlines()[-1][:160]} | | | | | | | |")
+            lines.append(f"| {MEANS[found['case']]} | failed: {found['failed'].strip().splitlines()[-1][:160]} | | | | | | | | | |")
             continue
         plan = found.get("plan")
-        planned = f"{plan['seconds']:.0f} / {plan['memory_bytes'] / GIB:.1f}" if plan else ""
-        off = "" if found["loss_difference"] is None else f"{found['loss_difference']:.2%}"
+        took, seconds, memory = (
+            (f"{found['wall_seconds']:.1f}", f"{plan['seconds']:.1f}", f"{plan['memory_bytes'] / GIB:.1f}") if plan else ("", "", "")
+        )
+        off = "" if found.get("loss_difference") is None else f"{found['loss_difference']:.2%}"
         lines.append(
             f"| {MEANS[found['case']]} | {found['steps']} | {found['first_step']:.1f} | {found['step']:.2f} | {found['seconds_60']:.1f} "
-            f"| {found['to_floor']} | {found['peak_gib']:.1f} | {planned} | {off} |"
+            f"| {found['to_floor']} | {took} | {seconds} | {found['peak_gib']:.1f} | {memory} | {off} |"
         )
     if any(found.get("attention_given") for found in result["cases"]):
         lines += [

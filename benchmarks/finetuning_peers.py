@@ -58,6 +58,7 @@ def trl(folder: Path, texts: list[str], recipe: FinetuneConfig, stop_after: int,
     lora = LoraConfig(
         r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, lora_dropout=0.0, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"
     )
+    torch.manual_seed(recipe.seed)  # the adapter's first values are then ours
     return _train(get_peft_model(model, lora) if not four_bit else model, folder, texts, recipe, stop_after, _more(recipe, four_bit, lora))
 
 
