@@ -71,11 +71,16 @@ def measure(folder: str, devices: int, steps: int, seconds: float) -> dict[str, 
     with tempfile.TemporaryDirectory() as data:
         rows = DatasetConfig(source="file", path=str(save_rows(Path(data) / "rows.jsonl")))
         session = Session(Path(data))
-        config = session.load(ModelConfig(name=folder)).config
+        loaded = session.load(ModelConfig(name=folder))
+        config, info = loaded.config, loaded.info
+        del loaded  # it makes room for the processes
         recipe = preset("article").changed(**AUTOMATIC, **QUIET, max_steps=steps, warmup_steps=min(5, steps))
 
         def told(case: str, run: Run, **more: Any) -> None:
             found[case] = measured(session, run, **more)
+            if rate := found[case].get("tokens_per_second"):
+                limit = found[case]["how"]["devices"] * info.flops / (4 * info.parameters)
+                found[case]["of_arithmetic"] = round(rate / limit, 3)
             print(case, json.dumps(found[case]), file=sys.stderr, flush=True)
 
         told("one", session.runs.create(config, rows, recipe))
@@ -99,23 +104,26 @@ def as_markdown(result: dict[str, Any]) -> str:
         "",
         f"{result['gpus']} × {result['machine']}; {result['model']}; {result['steps']} steps; {named}.",
         "",
-        "| | tokens/s | to one | losses off one's | Start to end, s | planned, s | peak of one, GiB | planned, GiB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| | tokens/s | of arithmetic's limit | to one | losses off one's | Start to end, s | planned, s "
+        "| peak of one, GiB | planned, GiB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     one = result["cases"]["one"]
     for case, words in MEANS.items():
         found = result["cases"].get(case)
         if found is None or "failed" in found:
-            lines.append(f"| {words} | {'failed: ' + found['failed'][:120] if found else 'not run'} | | | | | | |")
+            lines.append(f"| {words} | {'failed: ' + found['failed'][:120] if found else 'not run'} | | | | | | | |")
             continue
         rate = found["tokens_per_second"]
+        limit = f"{found['of_arithmetic']:.0%}" if "of_arithmetic" in found else ""
         ratio = f"{rate / one['tokens_per_second']:.2f}"
         off = "" if case in ("one", "scaled") else f"{apart(found['losses'], one['losses']):.3%}"
         lines.append(
-            f"| {words} | {rate:,} | {ratio} | {off} | {found['wall_seconds']} | {found['planned_seconds']:.0f} | {found['peak_gib']} "
-            f"| {found['planned_gib']} |"
+            f"| {words} | {rate:,} | {limit} | {ratio} | {off} | {found['wall_seconds']} | {found['planned_seconds']:.0f} "
+            f"| {found['peak_gib']} | {found['planned_gib']} |"
         )
-    return "\n".join([*lines, "", "Made by `python benchmarks/several_gpus.py`."]) + "\n"
+    limit = "Arithmetic's limit: 4 operations a parameter and token at the measured rate of a matrix product, on every GPU."
+    return "\n".join([*lines, "", limit, "", "Made by `python benchmarks/several_gpus.py`."]) + "\n"
 
 
 def main() -> int:
