@@ -3,7 +3,6 @@
 Light at import: the Hub's libraries are loaded on use.
 """
 
-import errno
 import os
 import re
 from collections.abc import Callable, Generator
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deepdoctor.errors import DatasetError
+from deepdoctor.errors import DISK_FULL, DatasetError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -22,8 +21,6 @@ Kind = Literal["model", "dataset", "space"]
 
 # up to this many rows are streamed: large datasets then cost only their first rows; more are downloaded once and kept in the Hub's cache
 STREAMED_ROWS = 5_000
-# a limit on the size of files or of what one user may keep ends a download as a full disk does
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXAMPLES: dict[Kind, str] = {
     "model": "unsloth/DeepSeek-R1-Distill-Llama-8B",
     "dataset": "FreedomIntelligence/medical-o1-reasoning-SFT",

@@ -232,13 +232,9 @@ class Runs:
             raise RunError(f"Run {run.name} is training; stop it before deleting it.")
         shutil.rmtree(run.path)
 
-    def mark_interrupted(self, why: str) -> Sequence[Run]:
-        """Mark every run that says it is training while no living process trains it; such runs can be resumed. Returns them."""
-        lost = [run for run in self.list() if run.state in ("queued", "running") and not run.is_claimed()]
-        for run in lost:
-            run.set_status(state="interrupted", message=why)
-            run.log(f"Interrupted: {why}")
-        return lost
+    def lost(self) -> Sequence[Run]:
+        """Every run that says it is training while no living process trains it; such runs can be resumed."""
+        return [run for run in self.list() if run.state in ("queued", "running") and not run.is_claimed()]
 
 
 def grown(curve: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,11 +1,14 @@
 """The error family: every error has a message for the user and survives the pipe between engine and page."""
 
+import errno
+import io
 import pickle
+import sys
 
 import pytest
 
 from deepdoctor import errors
-from deepdoctor.errors import OUT_OF_MEMORY, ConfigError, DeepDoctorError, is_out_of_memory, told
+from deepdoctor.errors import AFTERWARDS, OUT_OF_MEMORY, ConfigError, DeepDoctorError, is_disk_full, is_out_of_memory, print_trace, told
 
 FAMILY = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, DeepDoctorError)]
 
@@ -34,6 +37,30 @@ def test_memory_that_ran_out_is_told_by_what_was_being_done(work: str) -> None:
         assert is_out_of_memory(each)
         assert str(told(each, work)) == f"Out of memory while {work}. {OUT_OF_MEMORY[work]}"
     assert not is_out_of_memory(RuntimeError("CUDA error: out of luck"))
+
+
+@pytest.mark.parametrize("work", AFTERWARDS)
+def test_a_full_disk_is_told_with_what_to_do_whoever_says_it(work: str) -> None:
+    behind = RuntimeError("Not saved")
+    behind.__context__ = OSError(errno.EDQUOT, "Disk quota exceeded")
+    foreign = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    saving = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+    for each in (OSError(errno.ENOSPC, "No space left on device"), behind, foreign, saving):
+        assert is_disk_full(each)
+        assert str(told(each, work)) == f"The disk that holds runs is full. Free some space, then {AFTERWARDS[work]}"
+    assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
+
+
+def test_a_traceback_that_cannot_be_printed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    try:
+        raise ValueError("no")
+    except ValueError:
+        print_trace()
 
 
 def test_words_for_the_user_stay_and_others_get_their_kind_and_where_to_look() -> None:

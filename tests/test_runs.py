@@ -186,7 +186,7 @@ def test_a_damaged_run_hides_itself_and_harms_no_other(runs: Runs, run: Run, fil
     (damaged.path / file).write_text(content)
     assert runs.list() == [run]
     assert runs.active() == run
-    assert runs.mark_interrupted("died") == [run]
+    assert runs.lost() == [run]
 
 
 def test_free_disk_is_told_before_there_is_a_folder(tmp_path: Path) -> None:
@@ -230,18 +230,11 @@ def test_a_run_that_ended_is_not_active_and_can_be_deleted(runs: Runs, run: Run,
     assert runs.list() == []
 
 
-def test_only_runs_that_claim_to_train_are_marked_interrupted(runs: Runs) -> None:
+def test_only_runs_that_claim_to_train_are_lost(runs: Runs) -> None:
     made = {state: runs.create(MODEL, DATASET, QUICK) for state in ("queued", "running", "finished", "stopped", "failed")}
     for state, run in made.items():
         run.set_status(state=state, step=7)
-    lost = runs.mark_interrupted("The engine died.")
-    assert set(lost) == {made["queued"], made["running"]}
-    assert made["running"].state == "interrupted"
-    assert made["running"].status["message"] == "The engine died."
-    assert made["running"].status["step"] == 7
-    assert "The engine died." in made["running"].log_tail()
-    assert [made[state].state for state in ("finished", "stopped", "failed")] == ["finished", "stopped", "failed"]
-    assert runs.mark_interrupted("again") == []
+    assert set(runs.lost()) == {made["queued"], made["running"]}
 
 
 def test_a_recipe_of_a_later_version_is_refused_by_name(run: Run) -> None:
@@ -251,12 +244,12 @@ def test_a_recipe_of_a_later_version_is_refused_by_name(run: Run) -> None:
     assert isinstance(QUICK, FinetuneConfig)
 
 
-def test_a_run_that_a_living_process_trains_is_not_marked(runs: Runs) -> None:
+def test_a_run_that_a_living_process_trains_is_not_lost(runs: Runs) -> None:
     run = runs.create(ModelConfig(), DatasetConfig(), FinetuneConfig())
     run.claim()
     assert run.is_claimed()
-    assert runs.mark_interrupted("restarted") == []
+    assert runs.lost() == []
     pid, created = run.status["process"]
     run.set_status(process=[pid, created - 1])
     assert not run.is_claimed(), "another process now has that number"
-    assert runs.mark_interrupted("restarted") == [run]
+    assert runs.lost() == [run]

@@ -13,11 +13,12 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from deepdoctor.comparison import Comparison
 from deepdoctor.config import ModelConfig
 from deepdoctor.engine.protocol import Compare, EngineState, Event, Export, Finetune, Load, Prepare, Request, Stop
+from deepdoctor.engine.unwritten import TRY_EVERY, Unwritten
 from deepdoctor.errors import EngineError
 from deepdoctor.runs import Runs
 from deepdoctor.studies.study import Studies
@@ -47,6 +48,7 @@ class EngineClient:
         self._listener: threading.Thread | None = None
         self._closed = False
         self._deaths: list[float] = []
+        self._unwritten = Unwritten()
 
     @property
     def state(self) -> EngineState:
@@ -60,16 +62,28 @@ class EngineClient:
 
     def start(self) -> None:
         """Mark runs that an earlier process left running, spawn the engine process and let it load the model. Returns at once."""
-        self.runs.mark_interrupted("The app was restarted while it was training. Resume continues from the last checkpoint.")
-        self.studies.mark_interrupted("The app was restarted while the answers were being prepared. Prepare them again to go on.")
+        self._mark_lost("The app was restarted while it was training.", "The app was restarted while the answers were being prepared.")
         self._spawn()
+
+    def _mark_lost(self, why_run: str, why_study: str) -> None:
+        """Mark runs and studies that no process works on any more; while the disk has no room for that, try again until it has."""
+        for run in self.runs.lost():
+            self._unwritten.write(run, "interrupted", f"{why_run} Resume continues from the last checkpoint.")
+        for study in self.studies.lost():
+            self._unwritten.write(study, "interrupted", f"{why_study} Prepare the answers again to go on.")
+        if self._unwritten:
+            threading.Thread(target=self._mark_later, name="engine-unwritten", daemon=True).start()
+
+    def _mark_later(self) -> None:
+        while self._unwritten and not self._closed:
+            time.sleep(TRY_EVERY)
+            self._unwritten.again()
 
     def _spawn(self) -> None:
         ours, theirs = Pipe()
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        log = (self.data_dir / "engine.log").open("ab")
         command = [*self.program, str(theirs.fileno()), str(self.data_dir)]
-        with log, theirs:
+        with self._log() as log, theirs:
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -85,6 +99,12 @@ class EngineClient:
         self._listener.start()
         with suppress(EngineError):  # if it has died already, the listener tells
             self._post(Load(self.model))
+
+    def _log(self) -> BinaryIO:
+        try:
+            return (self.data_dir / "engine.log").open("ab")
+        except OSError:  # on a full disk the engine works without its log
+            return Path(os.devnull).open("ab")
 
     def _listen(self, connection: Connection, process: subprocess.Popen[bytes]) -> None:
         with suppress(EOFError, OSError):
@@ -104,13 +124,12 @@ class EngineClient:
 
     def _died(self, code: int) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        why = f"The engine process {how}; see engine.log in the data folder. "
-        self.runs.mark_interrupted(f"{why}Resume continues from the last checkpoint.")
-        self.studies.mark_interrupted(f"{why}Prepare the answers again to go on.")
+        why = f"The engine process {how}; see engine.log in the data folder."
+        self._mark_lost(why, why)
         now = time.monotonic()
         self._deaths = [death for death in self._deaths if now - death < 60] + [now]
         again = len(self._deaths) <= RESTARTS_PER_MINUTE
-        error = EngineError(f"{why}{'A new one is starting; please try again.' if again else 'It keeps dying; restart the app.'}")
+        error = EngineError(f"{why} {'A new one is starting; please try again.' if again else 'It keeps dying; restart the app.'}")
         with self._lock:
             self._state = EngineState("dead", str(error))
             queues, self._queues = self._queues, {}

@@ -5,18 +5,18 @@ It does one thing at a time; comparisons count as one thing, since all that are 
 
 import os
 import sys
-import traceback
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from deepdoctor.engine.protocol import Compare, EngineState, Event, Export, Finetune, Load, Phase, Prepare, Request, Stop
-from deepdoctor.errors import DeepDoctorError, Stopped, is_out_of_memory, told
+from deepdoctor.errors import DeepDoctorError, Stopped, is_out_of_memory, print_trace, told
 
 # what an error says was being done
-WORK: dict[type, str] = {Export: "exporting", Prepare: "preparing", Load: "loading"}
+WORK: dict[type, str] = {Export: "exporting", Prepare: "preparing", Load: "loading", Finetune: "training"}
 
 
 class Process:
@@ -38,6 +38,7 @@ class Process:
         self._state("loading", "Loading PyTorch and Transformers", 0.05)
         self.session = self.open_session()
         while True:
+            self._write_again()
             self._receive(wait=not self.inbox and not self.pairs)
             while self.inbox and (isinstance(self.inbox[0][1], Compare) or not self.pairs):
                 self._serve(*self.inbox.popleft())
@@ -49,6 +50,17 @@ class Process:
         from deepdoctor.engine.session import Session
 
         return Session(self.data_dir)
+
+    def _write_again(self) -> None:
+        """While the disk refuses to keep how something ended, try again: between all else, and every few seconds that nothing is asked."""
+        unwritten = self.session.unwritten
+        if not unwritten:
+            return
+        unwritten.again()
+        while unwritten and not self.inbox and not self.pairs and not self.connection.poll(unwritten.every):
+            unwritten.again()
+        if not unwritten and not self.pairs:
+            self._idle()
 
     def _receive(self, wait: bool) -> None:
         """Take in what has come. Raises EOFError when the page is gone."""
@@ -78,9 +90,9 @@ class Process:
     def _give_up(self, number: int, request: Request) -> None:
         """Drop a request that has not begun."""
         if isinstance(request, Finetune):
-            self.session.runs.get(request.run).set_status(state="stopped", message="Stopped before it began")
+            self.session.unwritten.write(self.session.runs.get(request.run), "stopped", "Stopped before it began")
         if isinstance(request, Prepare):
-            self.session.studies.get(request.study).set_status(state="interrupted", message="Stopped before it began")
+            self.session.unwritten.write(self.session.studies.get(request.study), "interrupted", "Stopped before it began")
         self._send(number, "error", Stopped("Stopped before anything was written."))
 
     def _should_stop(self) -> bool:
@@ -112,7 +124,7 @@ class Process:
         except (EOFError, BrokenPipeError):
             raise
         except Exception as error:
-            traceback.print_exc()
+            print_trace()
             self._send(number, "error", told(error, WORK.get(type(self.current and self.current[1]), "answering")))
             if is_broken(error):
                 raise SystemExit(f"The accelerator is in a state that only a new process mends: {error}") from error
@@ -159,7 +171,7 @@ class Process:
         try:
             self.session.step()
         except Exception as error:
-            traceback.print_exc()
+            print_trace()
             for number in numbers:
                 self._send(number, "error", told(error))
                 self.session.pairs.drop(self.pairs[number])
@@ -220,7 +232,8 @@ class Process:
         request = self.current and self.current[1]
         run = request.run if isinstance(request, Finetune) else ""
         study = request.study if isinstance(request, Prepare) else ""
-        self._send(0, "state", EngineState(phase, message, fraction, info, self._doing() if phase == "busy" else "", run, study))
+        trouble = self.session.unwritten.told if self.session else ""
+        self._send(0, "state", EngineState(phase, message, fraction, info, self._doing() if phase == "busy" else "", run, study, trouble))
 
     def _send(self, number: int, kind: Any, value: Any) -> None:
         self.connection.send(Event(number, kind, value))
@@ -237,7 +250,8 @@ def main() -> None:
     try:
         Process(connection, Path(sys.argv[2])).run()
     except SystemExit as end:
-        print(end.code or "", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(end.code or "", file=sys.stderr, flush=True)
         os._exit(1 if end.code else 0)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the page is gone: nothing is left to serve, and threads of libraries must not hold us

@@ -49,7 +49,7 @@ class ModelInfo:
 @dataclass(frozen=True)
 class EngineState:
     """Where the engine stands. `doing` is what keeps it busy, in words; `run` the run that is training and `study` the study that is being
-    prepared, if any."""
+    prepared, if any. trouble: how a run or study ended that the disk refuses to keep, in words."""
 
     phase: Phase = "starting"
     message: str = "Starting the engine"
@@ -58,6 +58,7 @@ class EngineState:
     doing: str = ""
     run: str = ""
     study: str = ""
+    trouble: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from deepdoctor.engine.accelerator import available_bytes, free_bytes
 from deepdoctor.engine.accelerator import prepare as prepare_device
 
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,8 @@ from deepdoctor.engine.prepare import prepare
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.engine.room import found_again, free, weight_bytes
 from deepdoctor.engine.several import train_on_several
-from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, is_out_of_memory, told
+from deepdoctor.engine.unwritten import Unwritten
+from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, is_disk_full, is_out_of_memory, print_trace, told
 from deepdoctor.hub_adapters import FOLDER, PREFIX, HubAdapter, HubAdapters
 from deepdoctor.overlap import graded
 from deepdoctor.runs import Run, Runs, logged
@@ -49,6 +49,7 @@ class Session:
         self.runs = Runs(self.data_dir)
         self.comparisons = Comparisons(self.data_dir)
         self.studies = Studies(self.data_dir)
+        self.unwritten = Unwritten()
         self.loaded: LoadedModel | None = None
         self._pairs: Pairs | None = None
         self._set_aside: Found | None = None
@@ -100,7 +101,7 @@ class Session:
         except ModelError as error:
             failed = str(error)
         except Exception as error:
-            traceback.print_exc()
+            print_trace()
             failed = f"The model {found.config.name} could not be loaded: {type(error).__name__}: {first_line(error)}."
         free()
         report(f"Loading {former.config.name} again", 0.3)
@@ -252,14 +253,14 @@ class Session:
         try:
             self._train(run, resume, should_stop)
         except DeepDoctorError as error:
-            self._failed(run, str(error))
+            self.unwritten.write(run, "failed", str(error))
             raise
         except Exception as error:
-            if not is_out_of_memory(error):
-                self._failed(run, f"{type(error).__name__}: {error}")
+            if not is_out_of_memory(error) and not is_disk_full(error):
+                self.unwritten.write(run, "failed", f"{type(error).__name__}: {error}")
                 raise
             said = told(error, "training")
-            self._failed(run, str(said))
+            self.unwritten.write(run, "failed", str(said))
             error.__traceback__ = None  # it holds the tensors that did not fit
             free()
             raise said from None
@@ -269,20 +270,16 @@ class Session:
     def prepare(self, study_id: str, should_stop: Ask = never) -> Study:
         """Write the answers that a study lacks. Whatever goes wrong is written into its status, then raised."""
         study = self.studies.get(study_id)
-        study.claim()
         try:
+            study.claim()
             run = self.runs.get(study.config.run)
             self._for(run)
             keep_losses(study, run)
             prepare(self.pairs, study, run.adapter_dir(study.config.step), should_stop)
         except Exception as error:
-            study.set_status(state="failed", message=str(told(error, "preparing")), eta_seconds=None, process=None)
+            self.unwritten.write(study, "failed", str(told(error, "preparing")), eta_seconds=None, process=None)
             raise
         return study
-
-    def _failed(self, run: Run, message: str) -> None:
-        run.set_status(state="failed", message=message)
-        run.log(f"Failed: {message}")
 
     def export(self, request: Export, say: Say = print) -> Path:
         """Write a run's adapter, tokenizer and, if asked, merged model and GGUF to `<data>/exports/<run>[-step]` and return that folder."""

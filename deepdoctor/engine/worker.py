@@ -9,14 +9,13 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from deepdoctor.config import FinetuneConfig, ModelConfig
-from deepdoctor.errors import DeepDoctorError, is_out_of_memory, told
+from deepdoctor.errors import DeepDoctorError, is_disk_full, is_out_of_memory, print_trace, told
 from deepdoctor.files import write_json
 from deepdoctor.runs import Run, Runs, is_alive
 
@@ -95,7 +94,7 @@ def train(run: Run, job: dict[str, Any], wanted: Callable[[], bool]) -> None:
 
 def in_words(error: Exception) -> str:
     """What went wrong, for the user."""
-    if isinstance(error, DeepDoctorError) or is_out_of_memory(error):
+    if isinstance(error, DeepDoctorError) or is_out_of_memory(error) or is_disk_full(error):
         return str(told(error, "training"))
     return f"{type(error).__name__}: {error}. Details are in workers/output.log in the run's folder."
 
@@ -132,7 +131,7 @@ def main() -> None:
         if watched():
             train(run, job, lambda: watched() and not (folder / "stop").exists())
     except Exception as error:
-        traceback.print_exc()
+        print_trace()
         if not (folder / "error.json").exists():
             write_json(folder / "error.json", {"message": in_words(error), "process": rank})
         sys.stderr.flush()

@@ -262,12 +262,9 @@ class Studies:
         """Ids of the studies that were deleted for good."""
         return {str(row["study"]) for row in read_rows(self.root / "deleted.jsonl")[0] if "study" in row}
 
-    def mark_interrupted(self, why: str) -> Sequence[Study]:
-        """Mark studies that say their answers are being prepared while no living process does that. Returns them."""
-        lost = [study for study in self.list() if study.state == "preparing" and not study.is_claimed()]
-        for study in lost:
-            study.set_status(state="interrupted", message=why)
-        return lost
+    def lost(self) -> Sequence[Study]:
+        """Studies that say their answers are being prepared while no living process does that."""
+        return [study for study in self.list() if study.state == "preparing" and not study.is_claimed()]
 
 
 def _graded(seen: Seen) -> dict[str, Any]:

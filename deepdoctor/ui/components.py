@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from deepdoctor.comparison import Comparison
-from deepdoctor.errors import DeepDoctorError
+from deepdoctor.errors import DeepDoctorError, is_disk_full, told
 
 T = TypeVar("T")
 BANNER = "Research demo. Not a medical device, not medical advice, not clinically validated. Do not enter patient-identifiable information."
@@ -98,8 +98,10 @@ def note(text: str, kind: str = "") -> str:
 def _told() -> Iterator[None]:
     try:
         yield
-    except DeepDoctorError as error:
-        raise gr.Error(escape(error), title="That did not work", duration=12, print_exception=False) from error
+    except (DeepDoctorError, OSError) as error:
+        if not isinstance(error, DeepDoctorError) and not is_disk_full(error):
+            raise
+        raise gr.Error(escape(told(error)), title="That did not work", duration=12, print_exception=False) from error
 
 
 def told_in_place(work: Callable[[], Any], told: Callable[[str], Any]) -> Iterator[Any]:
@@ -113,7 +115,7 @@ def told_in_place(work: Callable[[], Any], told: Callable[[str], Any]) -> Iterat
 
 
 def user_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate an event handler, plain or generator: a DeepDoctorError becomes a message on the page. Other errors stay errors."""
+    """Decorate an event handler, plain or generator: a DeepDoctorError or a full disk becomes a message on the page. Others stay errors."""
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)

@@ -92,7 +92,7 @@ def _engine_words(state: EngineState) -> tuple[str, str]:
     model = state.model
     name = f"{model.name} on {model.device}, {model.precision}, {_millions(model.parameters)} parameters" if model else "the model"
     if state.phase == "ready":
-        return f"Ready: {name}", "ok"
+        return (f"Ready: {name}. {state.trouble}", "bad") if state.trouble else (f"Ready: {name}", "ok")
     if state.phase == "busy":
         return f"Busy: {state.doing or state.message}", "busy"
     return state.message, "bad" if state.phase in ("failed", "dead") else "wait"

@@ -17,6 +17,7 @@ from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.errors import ConfigError, EngineError, ModelError
 from deepdoctor.runs import Run
 from deepdoctor.studies.study import Study
+from tests.engine.full_disk import RefusedRuns
 from tests.studies.prepared import created
 
 FAKE = Path(__file__).with_name("fake_process.py")
@@ -202,6 +203,42 @@ def test_runs_of_an_earlier_app_are_marked_at_the_start(client: EngineClient) ->
     client.start()
     assert run.state == "interrupted"
     assert "restarted" in run.status["message"]
+
+
+def test_a_death_on_a_full_disk_is_survived_and_told_once_there_is_room(client: EngineClient) -> None:
+    client.start()
+    assert ready(client)
+    first = client.pid
+    run = new_run(client)
+    run.set_status(state="running")
+    client.runs = runs = RefusedRuns(client.data_dir)
+    with pytest.raises(EngineError, match=r"killed by signal 9.*A new one is starting"):
+        ask(client, "kill")
+    assert until(lambda: client.pid != first)
+    assert ready(client)
+    assert len(ask(client, "hello")) == 3
+    assert run.state == "running"
+    runs.full.unlink()
+    assert until(lambda: run.state == "interrupted")
+    assert "killed by signal 9" in run.status["message"]
+
+
+def test_a_start_on_a_full_disk_is_survived_and_told_once_there_is_room(client: EngineClient) -> None:
+    run = new_run(client)
+    run.set_status(state="running")
+    client.runs = runs = RefusedRuns(client.data_dir)
+    client.start()
+    assert ready(client)
+    assert run.state == "running"
+    runs.full.unlink()
+    assert until(lambda: run.state == "interrupted")
+    assert "restarted" in run.status["message"]
+
+
+def test_without_room_for_its_log_an_engine_starts(client: EngineClient) -> None:
+    (client.data_dir / "engine.log").mkdir(parents=True)
+    client.start()
+    assert ready(client)
 
 
 def test_only_one_run_trains_at_a_time(client: EngineClient) -> None:

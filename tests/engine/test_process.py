@@ -197,7 +197,7 @@ def test_when_the_page_is_gone_the_engine_ends_and_the_run_can_be_resumed(
     ours.close()  # type: ignore[attr-defined]
     assert process.wait(timeout=30) == 0
     if busy:
-        assert Runs(tmp_path).mark_interrupted("The app was closed.") == [run]
+        assert Runs(tmp_path).lost() == [run]
         assert run.checkpoints()
         assert tiny.open_session(tmp_path, endless).finetune(run.id, resume=True, should_stop=tiny.StopAfter(1)).state == "stopped"
 

@@ -1,4 +1,4 @@
-"""What an engine process does when memory runs out or CUDA breaks while it works: everybody is told, and the next question is answered."""
+"""What an engine process does when memory or the disk runs out or CUDA breaks while it works: everybody is told, and it answers again."""
 
 import shutil
 import sys
@@ -9,12 +9,13 @@ import pytest
 
 from deepdoctor.config import ModelConfig
 from deepdoctor.engine.client import EngineClient
-from deepdoctor.engine.protocol import Export
+from deepdoctor.engine.protocol import Export, Finetune, Stop
 from deepdoctor.errors import EngineError
 from deepdoctor.files import write_json
 from deepdoctor.runs import Run
 from tests.engine import tiny
-from tests.engine.across import Listener, log_of, request
+from tests.engine.across import Listener, log_of, request, training
+from tests.engine.full_disk import needs_limits, no_room
 from tests.engine.tiny import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +79,38 @@ def test_an_export_without_memory_is_told_as_an_export(failing: EngineClient, ad
         list(failing.export(Export(adapted.id)))
     assert ready(failing)
     assert Listener(failing, request(adapted, 3, most=5)).join().last.finished
+
+
+@needs_limits
+def test_a_full_disk_is_told_and_the_engine_stays(failing: EngineClient, adapted: Run) -> None:
+    pid = failing.pid
+    run = failing.runs.create(failing.model, adapted.dataset, tiny.recipe(max_steps=2000))
+    failing.finetune(run.id)
+    assert training(run)
+    number = failing.compare(request(adapted, 1, most=5))
+    with no_room(failing):
+        with pytest.raises(EngineError, match=r"The disk that holds runs is full\. Free some space, then try again\."):
+            list(failing.follow(number))
+        assert ready(failing)
+        assert f"{run.name}: The disk that holds runs is full. Free some space, then resume the run." in failing.state.trouble
+        assert run.state == "running"
+    assert until(lambda: run.state == "failed"), log_of(failing)
+    assert run.status["message"] == "The disk that holds runs is full. Free some space, then resume the run."
+    assert until(lambda: not failing.state.trouble)
+    assert Listener(failing, request(adapted, 3, most=5)).join().last.finished
+    assert failing.pid == pid
+
+
+@needs_limits
+def test_a_run_stopped_before_it_began_is_told_so_once_there_is_room(failing: EngineClient, adapted: Run) -> None:
+    first, second = (failing.runs.create(failing.model, adapted.dataset, tiny.recipe(max_steps=2000)) for _ in range(2))
+    failing._post(Finetune(first.id))
+    assert training(first)
+    number = failing._post(Finetune(second.id))
+    with no_room(failing):
+        failing._send(0, Stop(number))
+        assert until(lambda: second.name in failing.state.trouble)
+    assert until(lambda: second.state == "stopped"), log_of(failing)
 
 
 def test_when_cuda_breaks_all_are_told_and_a_new_process_answers(failing: EngineClient, adapted: Run) -> None:

@@ -81,13 +81,12 @@ def test_preparing_can_go_on_where_it_stopped(tmp_path: Path) -> None:
     assert len(study.answers()) == 4
 
 
-def test_a_study_that_nobody_prepares_is_interrupted(tmp_path: Path) -> None:
+def test_a_study_that_nobody_prepares_is_lost(tmp_path: Path) -> None:
     claimed, left, opened = created(tmp_path, 1), created(tmp_path, 1), prepared(tmp_path, 1)
     claimed.claim()
     studies = Studies(tmp_path)
-    assert [study.id for study in studies.mark_interrupted("The engine died.")] == [left.id]
-    assert (claimed.state, left.state, opened.state) == ("preparing", "interrupted", "open")
-    assert left.status["message"] == "The engine died."
+    assert [study.id for study in studies.lost()] == [left.id]
+    left.set_status(state="interrupted")
     with pytest.raises(StudyError, match="being prepared"):
         studies.delete(claimed.id)
     studies.delete(left.id)

@@ -1,5 +1,6 @@
 """Text stays text, answers show only bold and lists, and errors reach the user in their own words."""
 
+import errno
 from collections.abc import Iterator
 
 import gradio as gr
@@ -98,3 +99,14 @@ def test_a_generator_tells_its_error_and_closes() -> None:
     next(early)
     early.close()
     assert log == ["closed", "closed"]
+
+
+def test_a_full_disk_reaches_the_user_in_words_and_other_errors_of_files_stay() -> None:
+    @user_errors
+    def write(number: int) -> None:
+        raise OSError(number, "No")
+
+    with pytest.raises(gr.Error, match=r"The disk that holds runs is full\. Free some space, then try again\."):
+        write(errno.ENOSPC)
+    with pytest.raises(PermissionError):
+        write(errno.EACCES)

@@ -61,6 +61,7 @@ def test_the_engine_line_tells_each_phase() -> None:
     assert 'value="0.400"' in loading
     assert "Busy: training quick run" in page.engine_line(replace(READY, phase="busy", doing="training quick run"))
     assert "dd-dot bad" in page.engine_line(EngineState("dead", "It died."))
+    assert ", 4.2 M parameters. Quick: The disk is full." in page.engine_line(replace(READY, trouble="Quick: The disk is full."))
 
 
 def test_only_the_embedded_model_is_said_to_know_only_its_cases() -> None:
