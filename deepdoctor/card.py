@@ -10,24 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from deepdoctor.comparison import FINISH_WORDS, Comparison, Transcript
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig
 from deepdoctor.figures import loss_curve
 from deepdoctor.files import write_text
+from deepdoctor.origins import LLAMA_LICENSES, attribution, llama_version, real_id
 from deepdoctor.prompts import style_named
 from deepdoctor.runs import Run
 
 EXAMPLES_SHOWN = 3
 QUOTED = 2_000  # characters of one answer
 FIGURE = "loss.png"
-# mirrors of other people's models, and whose they are, told by how the name begins
-MIRROR = "unsloth/"
-OWNERS = (("DeepSeek-", "deepseek-ai"), ("Qwen", "Qwen"), ("Llama-", "meta-llama"), ("Meta-Llama-", "meta-llama"))
 UNPACKED = "- **Merged into unpacked 4-bit weights**, not into the original's own 16-bit ones: what was lost in 4 bits is lost here too."
-LLAMA_LICENSES = {"2": "llama2", "3": "llama3", "3.1": "llama3.1", "3.2": "llama3.2", "3.3": "llama3.3"}
 
 
 @dataclass(frozen=True)
@@ -74,31 +69,6 @@ def facts_of(run: Run, comparisons: Iterable[Comparison], repo: str, step: int |
     )
 
 
-def real_id(base: str) -> str | None:
-    """The Hub's own id of a base model: mirrors and their 4-bit copies are traced to the original. None for nano and local folders."""
-    if "/" not in base or Path(base).exists():
-        return None
-    try:
-        validate_repo_id(base)
-    except HFValidationError:
-        return None
-    if not base.startswith(MIRROR):
-        return base
-    name = re.sub(r"(-unsloth)?-bnb-4bit$", "", base.removeprefix(MIRROR))
-    return next((f"{owner}/{name}" for start, owner in OWNERS if name.startswith(start)), f"{MIRROR}{name}")
-
-
-def llama_version(base: str) -> str | None:
-    """Which Llama a model is derived from, as far as its name tells: "3.1"; None if from none."""
-    name = base.rsplit("/", 1)[-1].lower()
-    if not re.search(r"(?:^|[-_])llama", name):
-        return None
-    if "deepseek-r1-distill-llama" in name:
-        return "3.3" if "70b" in name else "3.1"
-    found = re.search(r"llama-?(\d(?:\.\d)?)", name)
-    return found[1] if found else "3.1"
-
-
 def model_card(facts: CardFacts, merged: bool = False) -> str:
     """README.md of the adapter's repository, or with `merged` of the whole model's: metadata and text."""
     title = facts.repo.rsplit("/", 1)[-1] + ("-merged" if merged else "")
@@ -129,7 +99,7 @@ def write_cards(folder: Path, facts: CardFacts) -> None:
         if picture:
             (folder / part / FIGURE).write_bytes(picture)
         if version:
-            write_text(folder / part / "NOTICE", f"{_attribution(version)}\n")
+            write_text(folder / part / "NOTICE", f"{attribution(version)}\n")
 
 
 def plain(text: object) -> str:
@@ -279,11 +249,6 @@ For research and teaching on how fine-tuning changes a reasoning model. Not for 
 somebody's health, and not for patient data. It writes fluent text whether or not it is true."""
 
 
-def _attribution(version: str) -> str:
-    terms = f"Llama {version} is licensed under the Llama {version} Community License"
-    return f"{terms}, Copyright © Meta Platforms, Inc. All Rights Reserved."
-
-
 def _licences(facts: CardFacts) -> str:
     lines = []
     name, version = facts.base_id or facts.model.name, llama_version(facts.model.name)
@@ -292,7 +257,7 @@ def _licences(facts: CardFacts) -> str:
             "- The R1 distill weights are released under the MIT licence; the licence of the model they were distilled into applies too."
         )
     if version:
-        lines.append(f"- Built with Llama. {_attribution(version)} Its acceptable use policy applies.")
+        lines.append(f"- Built with Llama. {attribution(version)} Its acceptable use policy applies.")
     elif "qwen" in name.lower() and facts.base_id:
         lines.append("- Derived from Qwen, whose models of this kind are released under Apache-2.0; check that of the very base model.")
     elif facts.model.name == EMBEDDED_MODEL:

@@ -14,11 +14,11 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from deepdoctor.card import real_id
 from deepdoctor.download import ANSWER_SECONDS, Bar, Progress, Report
 from deepdoctor.errors import DeepDoctorError, ModelError
 from deepdoctor.files import write_json
 from deepdoctor.hub import Wanted, hub_api, hub_endpoint, other_trouble, trouble
+from deepdoctor.origins import real_id
 
 PREFIX = "hub--"
 FOLDER = "folder--"

@@ -13,13 +13,14 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from deepdoctor.card import facts_of, llama_version, real_id, write_cards
+from deepdoctor.card import facts_of, write_cards
 from deepdoctor.comparison import Comparisons
 from deepdoctor.config import ModelConfig
 from deepdoctor.engine.protocol import Export
 from deepdoctor.errors import ConfigError, DeepDoctorError, RunError
 from deepdoctor.files import write_json
 from deepdoctor.hub import Wanted, hub_api, is_passing, other_trouble, trouble
+from deepdoctor.origins import llama_version, real_id
 from deepdoctor.runs import Run, Runs
 
 Say = Callable[[str], None]
