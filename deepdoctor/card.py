@@ -30,16 +30,18 @@ class CardFacts:
     """All that a card tells of one run.
 
     repo: where it is published; model: the base as the run names it; base_id: its own id on the Hub, None if it is not there;
-    step: of the checkpoint, None for the final adapter; steps: optimizer steps it was trained for; rows: trained on; precision: in which
-    the base was held meanwhile; curve: as `Run.curve` returns it; unpacked: whether the merged model's weights come from 4-bit ones.
+    final: whether it is the adapter with which the run ended, and not a checkpoint; steps: optimizer steps it was trained for, of so many
+    planned; rows: trained on; precision: in which the base was held meanwhile; curve: as `Run.curve` returns it, up to its step;
+    unpacked: whether the merged model's weights come from 4-bit ones.
     """
 
     repo: str
     run: str
     model: ModelConfig
     base_id: str | None
-    step: int | None
+    final: bool
     steps: int
+    planned: int
     rows: int
     precision: str
     dataset: DatasetConfig
@@ -49,23 +51,31 @@ class CardFacts:
     unpacked: bool = False
 
 
-def facts_of(run: Run, comparisons: Iterable[Comparison], repo: str, step: int | None = None) -> CardFacts:
-    """The facts of a run's adapter, for `repo`. Of its comparisons the newest proven ones count, unseen questions first."""
-    mine = [each for each in comparisons if each.run == run.id and each.step == step and each.finished and each.proof]
+def facts_of(run: Run, comparisons: Iterable[Comparison], repo: str, made: dict[str, Any]) -> CardFacts:
+    """The facts of a run's exported adapter, for `repo`. made: config.json of the export.
+
+    Of its comparisons the newest proven ones count, unseen questions first; its are those whose proof names the very weights, since a run
+    that went on had other ones under the same name.
+    """
+    finished = [each for each in comparisons if each.run == run.id and each.finished and each.proof]
+    mine = [each for each in finished if each.proof and each.proof.adapter_hash == made["adapter_hash"]]
     proven = [each for each in mine if each.proof and not each.proof.problems()]
+    step = int(made["adapter_step"])
     return CardFacts(
         repo=repo,
         run=run.id,
         model=run.model,
         base_id=real_id(run.model.name),
-        step=step,
-        steps=run.status["step"] if step is None else step,
+        final=bool(made["final"]),
+        steps=step,
+        planned=run.status.get("steps") or step,
         rows=run.status["rows"],
         precision=run.status.get("precision") or run.model.precision,
         dataset=run.dataset,
         recipe=run.finetune,
-        curve=tuple(row for row in run.curve() if step is None or row.get("step", 0) <= step),
+        curve=tuple(row for row in run.curve() if row.get("step", 0) <= step),
         examples=tuple(sorted(proven, key=lambda each: each.seen.get("grade") != "unseen")[:EXAMPLES_SHOWN]),
+        unpacked=bool(made["unpacked"]),
     )
 
 
@@ -137,10 +147,11 @@ def _metadata(facts: CardFacts, merged: bool) -> ModelCardData:
 
 def _what_it_is(facts: CardFacts, merged: bool) -> str:
     adapter = f"a LoRA adapter of rank {facts.recipe.lora_rank}"
-    at = "the final adapter" if facts.step is None else "a checkpoint"
+    at = "the final adapter" if facts.final else f"the checkpoint at step {facts.steps}"
+    steps = f"{facts.steps} steps" if facts.steps == facts.planned else f"{facts.steps} of {facts.planned} planned steps"
     lines = [
         f"- **What:** {f'the base model with {adapter} merged into its weights' if merged else adapter}; {at} of run {plain(facts.run)}, "
-        f"trained for {facts.steps} steps with DeepDoctor.",
+        f"trained for {steps} with DeepDoctor.",
         f"- **Base model:** {_base(facts)}.",
         *([UNPACKED] if merged and facts.unpacked else []),
         f"- **Training rows:** {facts.rows:,} rows of {_dataset(facts.dataset)}.",
@@ -194,7 +205,10 @@ def _losses(facts: CardFacts) -> str:
         points = [(row["step"], row[metric]) for row in facts.curve if metric in row]
         if points:
             (began, before), (ended, after) = points[0], points[-1]
-            rows.append(f"| {label} | {before:.4f} (step {began}) | {after:.4f} (step {ended}) |")
+            # a training loss is the mean over the steps before it; a held-out loss is that of one step's weights and of no others
+            measured = metric == "loss" or ended == facts.steps
+            now = f"{after:.4f} (step {ended})" if measured else f"not measured at step {facts.steps}"
+            rows.append(f"| {label} | {before:.4f} (step {began}) | {now} |")
     table = ["| Loss | Before | After |", "|---|---|---|", *rows]
     return "\n".join(["## Losses", "", *table, "", f"![Training and held-out loss against the step]({FIGURE})"])
 

@@ -1,5 +1,6 @@
 """Which checkpoints of a run stay on disk: the newest, the best by held-out loss, those a study asks, and others up to a number."""
 
+import json
 import math
 import shutil
 from collections.abc import Iterable
@@ -31,6 +32,17 @@ def told_best(run: Run) -> int | None:
     """The step of the best checkpoint as the run's status keeps it; None for runs from before it did."""
     best = run.status.get("best_checkpoint")
     return best.get("step") if isinstance(best, dict) else None
+
+
+def adapter_step(run: Run, step: int | None = None) -> int:
+    """The optimizer step at which the adapter in `run.adapter_dir(step)` was saved: the run may have gone on since.
+
+    Raises RunError if there is none.
+    """
+    folder = run.adapter_dir(step)
+    if folder.parent.name == "checkpoints":
+        return int(folder.name.removeprefix("checkpoint-"))
+    return int(json.loads((folder / "complete.json").read_text(encoding="utf-8"))["step"])
 
 
 def rotate(run: Run, kept: int, asked: Iterable[int] = ()) -> list[int]:

@@ -6,14 +6,16 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from deepdoctor.card import facts_of, write_cards
+from deepdoctor.checkpoints import adapter_step
 from deepdoctor.comparison import Comparisons
 from deepdoctor.config import ModelConfig
 from deepdoctor.engine.protocol import Export
@@ -60,8 +62,7 @@ def push_run(data_dir: Path, wanted: Export, to: Destination, export: Callable[[
     run = Runs(data_dir).get(wanted.run)
     check_destination(to.repo, run.model.name)
     folder = exported(data_dir, run, wanted) or export()
-    unpacked = bool(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("unpacked"))
-    facts = replace(facts_of(run, Comparisons(data_dir).list(), to.repo, wanted.step), unpacked=unpacked)
+    facts = facts_of(run, Comparisons(data_dir).list(), to.repo, _made(folder))
     say(f"Writing the model card; it quotes {len(facts.examples)} of the saved comparisons with their questions")
     write_cards(folder, facts)
     url = publish(folder, to.repo, to.private, say=say, overwrite=to.overwrite)
@@ -85,7 +86,7 @@ def publish(folder: Path, repo: str, private: bool = True, token: str | None = N
     be. A repository that holds anything but an earlier upload of the same adapter is left alone, unless `overwrite` says to replace it.
     Raises ConfigError if the name will not do, RunError for whatever else stands in the way; both say what to do.
     """
-    made = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    made = _made(folder)
     base = ModelConfig.of(made["model"]).name
     parts = _parts(folder, repo)
     mark = {"run": made["run"], "step": made["step"]}
@@ -141,7 +142,14 @@ def exported(data_dir: Path, run: Run, wanted: Export) -> Path | None:
     weights = folder / "adapter" / "adapter_model.safetensors"
     current = run.adapter_dir(wanted.step) / weights.name
     same = weights.exists() and filecmp.cmp(weights, current, shallow=False)
-    return folder if same and (folder / "merged").is_dir() == wanted.merged else None
+    # the first exports did not say which adapter they are of; the card has to
+    told = same and _made(folder).get("adapter_step") == adapter_step(run, wanted.step)
+    return folder if told and (folder / "merged").is_dir() == wanted.merged else None
+
+
+def _made(folder: Path) -> dict[str, Any]:
+    """How an export was made."""
+    return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def _parts(folder: Path, repo: str) -> list[Part]:

@@ -14,18 +14,19 @@ HEAD = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": {"dtyp
 
 def export_of(run: Run, folder: Path, merged: bool = True, step: int | None = None) -> Path:
     """An export's folder with made-up weights."""
+    made = {"adapter_step": step or run.status["step"], "final": step is None, "adapter_hash": "", "unpacked": False}
     files: dict[str, bytes] = {
         "adapter/adapter_model.safetensors": WEIGHTS,
         "adapter/adapter_config.json": json.dumps({"base_model_name_or_path": "/home/jane/model", "r": 16}).encode(),
         "tokenizer/tokenizer.json": b"{}",
         "prompt_style.json": b"{}",
-        "config.json": json.dumps({**run.details, "run": run.id, "step": step, "base_hash": "abc"}).encode(),
+        "config.json": json.dumps({**run.details, "run": run.id, "step": step, "base_hash": "abc", **made}).encode(),
         **({"merged/model.safetensors": WEIGHTS * 2, "merged/config.json": b"{}"} if merged else {}),
     }
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    write_cards(folder, facts_of(run, [], "doctor/Llama-x", step))
+    write_cards(folder, facts_of(run, [], "doctor/Llama-x", made))
     return folder
 
 

@@ -44,8 +44,9 @@ FACTS = CardFacts(
     run="20261122-180000-abcd",
     model=ModelConfig(name=BASE, revision="0123abc", precision="4bit"),
     base_id=OWN,
-    step=None,
+    final=True,
     steps=60,
+    planned=60,
     rows=476,
     precision="4bit",
     dataset=HUB,
@@ -58,9 +59,14 @@ FACTS = CardFacts(
 def test_the_card_says_in_which_numbers_the_base_really_was(tmp_path: Path) -> None:
     run = Runs(tmp_path).create(ModelConfig(), DatasetConfig(), preset("quick"))
     run.set_status(state="finished", step=30, rows=476)
-    assert "| Precision of the base | auto |" in model_card(facts_of(run, [], "owner/m")), "all that runs of before have to say"
+    assert "| Precision of the base | auto |" in model_card(facts_of(run, [], "owner/m", made(60))), "all that runs of before have to say"
     run.set_status(precision="4bit")
-    assert "| Precision of the base | 4bit |" in model_card(facts_of(run, [], "owner/m"))
+    assert "| Precision of the base | 4bit |" in model_card(facts_of(run, [], "owner/m", made(60)))
+
+
+def made(step: int, final: bool = True, **more: Any) -> dict[str, Any]:
+    """What an export keeps of how it was made, as far as the card asks."""
+    return {"adapter_step": step, "final": final, "adapter_hash": PROOF.adapter_hash, "unpacked": False, **more}
 
 
 def html(markdown: str) -> str:
@@ -173,12 +179,12 @@ def test_every_setting_that_shapes_training_is_in_the_recipe() -> None:
 
 @pytest.mark.parametrize("text", [EVIL, "`" * 20, "ends in a fence\n```", "\r```\r<b>", "&lt;b&gt; <b>"])
 def test_text_of_models_and_people_stays_text(text: str) -> None:
-    made = compared(question=text, answer=text, reference=text, grade=text)
+    evil = compared(question=text, answer=text, reference=text, grade=text)
     clean = html(model_card(replace(FACTS, examples=(compared(question="q", answer="a", reference="r", grade="unseen"),))))
-    shown = html(model_card(replace(FACTS, examples=(made,), run=text, dataset=DatasetConfig(source="file", path=text))))
+    shown = html(model_card(replace(FACTS, examples=(evil,), run=text, dataset=DatasetConfig(source="file", path=text))))
     for tag in ("<script", "<b>", "<img", "<hr", "<h1", "<h2", "<h3", "<pre", "</pre>"):
         assert shown.count(tag) == clean.count(tag), tag
-    assert ModelCard(model_card(replace(FACTS, examples=(made,)))).data.license == "llama3.1"
+    assert ModelCard(model_card(replace(FACTS, examples=(evil,)))).data.license == "llama3.1"
 
 
 def test_a_long_answer_is_cut() -> None:
@@ -189,27 +195,53 @@ def test_a_long_answer_is_cut() -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """A finished run with a checkpoint's worth of curve before its end."""
-    made = Runs(tmp_path).create(ModelConfig(name=BASE, revision="0123abc"), HUB, preset("article"), "first")
+    run = Runs(tmp_path).create(ModelConfig(name=BASE, revision="0123abc"), HUB, preset("article"), "first")
     for row in CURVE:
-        made.append_metric(row)
-    made.set_status(state="finished", step=60, rows=476)
-    return made
+        run.append_metric(row)
+    run.set_status(state="finished", step=60, rows=476)
+    return run
 
 
 def test_facts_come_from_the_run(run: Run) -> None:
-    facts = facts_of(run, [], "owner/Llama-x")
+    facts = facts_of(run, [], "owner/Llama-x", made(60))
     assert (facts.model.name, facts.base_id, facts.steps, facts.rows, facts.dataset) == (BASE, OWN, 60, 476, HUB)
     assert [row["step"] for row in facts.curve] == [0, 1, 60]
-    at_checkpoint = facts_of(run, [], "owner/Llama-x", step=20)
+    at_checkpoint = facts_of(run, [], "owner/Llama-x", made(20, final=False))
     assert (at_checkpoint.steps, [row["step"] for row in at_checkpoint.curve]) == (20, [0, 1])
 
 
 def test_merged_weights_that_were_unpacked_from_4_bits_are_said_to_be(run: Run) -> None:
-    facts = facts_of(run, [], "owner/Llama-x")
+    facts = facts_of(run, [], "owner/Llama-x", made(60))
     assert "unpacked" not in model_card(facts, merged=True)
-    facts = replace(facts, unpacked=True)
+    facts = facts_of(run, [], "owner/Llama-x", made(60, unpacked=True))
     assert "not into the original's own 16-bit ones" in model_card(facts, merged=True)
     assert "unpacked" not in model_card(facts), "the adapter is what it is"
+
+
+def test_the_card_speaks_of_the_adapter_that_is_published_and_not_of_where_the_run_ended(tmp_path: Path) -> None:
+    run = Runs(tmp_path).create(ModelConfig(), DatasetConfig(), preset("quick"))
+    for step, loss in ((0, 2.5), (10, 2.25), (20, 2.125), (30, 1.75)):
+        run.append_metric({"step": step, "held_out_loss": loss, "loss": loss})
+    run.set_status(state="interrupted", step=35, steps=60, rows=476)
+    text = model_card(facts_of(run, [], "owner/m", made(20, final=False)))
+    assert f"the checkpoint at step 20 of run {run.id}, trained for 20 of 60 planned steps with DeepDoctor" in text.replace("\\", "")
+    assert "| held-out, " in text
+    assert "| 2.5000 (step 0) | 2.1250 (step 20) |" in text
+    assert "1.75" not in text
+    assert "final" not in text
+    stopped = model_card(facts_of(run, [], "owner/m", made(25)))
+    assert "the final adapter of run" in stopped
+    assert "trained for 25 of 60 planned steps" in stopped
+    assert "| 2.5000 (step 0) | not measured at step 25 |" in stopped
+    assert "| training | 2.5000 (step 0) | 2.1250 (step 20) |" in stopped
+
+
+def test_examples_are_of_the_very_weights_that_are_published(run: Run) -> None:
+    older = compared("older adapter", run=run.id, proof=replace(PROOF, adapter_hash="older"))
+    by_step = compared("the same by its step", run=run.id, step=60)
+    examples = facts_of(run, [older, by_step], "o/r", made(60)).examples
+    assert [each.question for each in examples] == ["the same by its step"]
+    assert facts_of(run, [older, by_step], "o/r", made(60, adapter_hash="")).examples == ()
 
 
 def test_examples_are_this_adapters_newest_proven_ones_unseen_first(run: Run) -> None:
@@ -217,14 +249,14 @@ def test_examples_are_this_adapters_newest_proven_ones_unseen_first(run: Run) ->
     mine = [compared(f"q{n}", run=run.id, grade=grade) for n, grade in enumerate(["seen", "unseen", "seen", "unseen", "unseen"])]
     others = [
         compared("other run", run="other"),
-        compared("checkpoint", run=run.id, step=20),
+        compared("checkpoint", run=run.id, step=20, proof=replace(PROOF, adapter_hash="at 20")),
         compared("no proof", run=run.id, proof=None),
         compared("broken proof", run=run.id, proof=broken),
         compared("unfinished", run=run.id, tuned=Transcript("x")),
     ]
-    assert [each.question for each in facts_of(run, [*others, *mine], "o/r").examples] == ["q1", "q3", "q4"]
-    assert [each.question for each in facts_of(run, [*others, *mine[:1]], "o/r").examples] == ["q0"]
-    assert [each.question for each in facts_of(run, others, "o/r", step=20).examples] == ["checkpoint"]
+    assert [each.question for each in facts_of(run, [*others, *mine], "o/r", made(60)).examples] == ["q1", "q3", "q4"]
+    assert [each.question for each in facts_of(run, [*others, *mine[:1]], "o/r", made(60)).examples] == ["q0"]
+    assert [each.question for each in facts_of(run, others, "o/r", made(20, adapter_hash="at 20")).examples] == ["checkpoint"]
 
 
 def test_cards_are_written_where_there_is_something_to_describe(tmp_path: Path) -> None:
@@ -240,5 +272,5 @@ def test_cards_are_written_where_there_is_something_to_describe(tmp_path: Path) 
 
 
 def test_the_card_names_the_prompt(run: Run) -> None:
-    text = model_card(facts_of(run, [], "owner/Llama-x"))
+    text = model_card(facts_of(run, [], "owner/Llama-x", made(60)))
     assert "### Question:\n{question}\n### Response:\n<think>\n```" in text

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deepdoctor.checkpoints import best_checkpoint, rotate, told_best
+from deepdoctor.checkpoints import adapter_step, best_checkpoint, rotate, told_best
 from deepdoctor.config import PRESETS, DatasetConfig, ModelConfig, StudyConfig
 from deepdoctor.errors import RunError
 from deepdoctor.files import write_json
@@ -47,6 +47,17 @@ def train(run: Run, steps: range, kept: int, asked: tuple[int, ...] = ()) -> int
         rotate(run, kept, asked)
         most = max(most, len(run.checkpoints()))
     return most
+
+
+def test_an_adapters_step_is_that_at_which_it_was_saved_wherever_the_run_is(run: Run) -> None:
+    save(run, 20)
+    run.set_status(state="interrupted", step=35)
+    assert (adapter_step(run), adapter_step(run, 20)) == (20, 20)
+    write_json(run.path / "adapter" / "complete.json", {"step": 25})
+    (run.path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    assert (adapter_step(run), adapter_step(run, 20)) == (25, 20)
+    with pytest.raises(RunError, match="no adapter at step 30"):
+        adapter_step(run, 30)
 
 
 def test_a_full_epoch_keeps_five_with_the_best_and_the_newest(run: Run) -> None:

@@ -79,7 +79,7 @@ def test_the_merged_models_card_says_if_its_weights_were_unpacked_from_4_bits(
     data_dir = run.path.parents[1]
     made = export_of(run, data_dir / "exports" / run.id)
     shutil.copytree(made / "adapter", run.path / "adapter")
-    (run.path / "adapter" / "complete.json").write_text("{}")
+    (run.path / "adapter" / "complete.json").write_text('{"step": 1}')
     config = json.loads((made / "config.json").read_text())
     (made / "config.json").write_text(json.dumps({**config, "unpacked": unpacked}))
     push_run(data_dir, Export(run.id), Destination("doctor/Llama-x"), lambda: made, silent)
@@ -221,7 +221,7 @@ def test_an_export_is_made_again_only_if_it_is_not_what_is_wanted(merged: bool, 
     export_of(run, data_dir / "exports" / run.id)
     adapter = run.path / "adapter"
     adapter.mkdir()
-    (adapter / "complete.json").write_text("{}")
+    (adapter / "complete.json").write_text('{"step": 1}')
     (adapter / "adapter_model.safetensors").write_bytes(b"trained on" if changed else WEIGHTS)
     found = exported(data_dir, run, Export(run.id, merged=merged))
     assert found == (data_dir / "exports" / run.id if whole else None)

@@ -195,6 +195,18 @@ def adapter_hash(loaded: LoadedModel, name: str) -> str:
     return digest.hexdigest()
 
 
+def saved_hash(loaded: LoadedModel, folder: Path) -> str:
+    """What `adapter_hash` tells of the adapter saved in `folder` once it is attached, without attaching it."""
+    values, digest = load_file(folder / WEIGHTS), hashlib.sha256()
+    modules = dict.fromkeys(name.removeprefix(PREFIX).replace(".base_layer", "") for name, _module in loaded.base.named_modules())
+    for module in modules:  # in the order in which the model names them
+        for factor in "AB":
+            weight = values.get(f"{PREFIX}{module}.lora_{factor}.weight")
+            if weight is not None:
+                digest.update(f"{PREFIX}{module}.lora_{factor}..weight{tuple(weight.shape)}{checksum(weight.float())}".encode())
+    return digest.hexdigest()
+
+
 def write_base_name(folder: Path, base_name: str) -> None:
     """Write the base model's real name into a saved adapter's configuration: PEFT writes the path it was loaded from."""
     file = folder / CONFIG

@@ -13,7 +13,8 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from deepdoctor.engine.adapters import write_base_name
+from deepdoctor.checkpoints import adapter_step
+from deepdoctor.engine.adapters import saved_hash, write_base_name
 from deepdoctor.engine.gguf import Converter, convert, require_parts, unsloth_converter
 from deepdoctor.engine.model import ROOM_TO_WORK, LoadedModel, first_line
 from deepdoctor.engine.protocol import Export
@@ -60,8 +61,7 @@ def export(loaded: LoadedModel, run: Run, wanted: Export, target: Path, say: Say
             shutil.rmtree(aside / "merged", ignore_errors=True)
         style = style_named(run.finetune.prompt_style)
         write_json(aside / "prompt_style.json", {"name": style.name, "prompt": style.prompt, "after_thought": style.joint})
-        made = {"run": run.id, "step": step, "base_hash": loaded.info.base_hash, "unpacked": unpacked}
-        write_json(aside / "config.json", {**run.details, **made})
+        write_json(aside / "config.json", {**run.details, "unpacked": unpacked, **_made_with(loaded, run, step)})
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
     except RunError:
@@ -72,6 +72,19 @@ def export(loaded: LoadedModel, run: Run, wanted: Export, target: Path, say: Say
         why = getattr(error, "strerror", None) or error
         raise RunError(f"The export could not be written to {target}: {why}. Free some space, or check the folder.") from error
     return target
+
+
+def _made_with(loaded: LoadedModel, run: Run, step: int | None) -> dict[str, Any]:
+    """What tells which adapter it is, for the card: as asked for, at which step it was saved, and the hash that proofs know it by."""
+    source = run.adapter_dir(step)
+    return {
+        "run": run.id,
+        "step": step,
+        "adapter_step": adapter_step(run, step),
+        "final": source == run.path / "adapter",
+        "adapter_hash": saved_hash(loaded, source),
+        "base_hash": loaded.info.base_hash,
+    }
 
 
 def _merge(loaded: LoadedModel, adapter: Path, folder: Path) -> bool:

@@ -83,6 +83,10 @@ def test_what_it_was_made_with_stands_beside_it(trained: Trained, exported: Path
     assert (config["run"], config["step"], config["model"]["name"]) == (run.id, None, str(llama))
     assert config["finetune"] == json.loads(run.finetune.to_json())
     assert config["unpacked"] is False
+    assert (config["adapter_step"], config["final"]) == (run.status["step"], True)
+    *_, made = session.compare(Compare(QUESTION, run.id, sampling=tiny.GREEDY))
+    assert made.proof is not None
+    assert config["adapter_hash"] == made.proof.adapter_hash, "by this the card knows the comparisons made with these weights"
     assert config["base_hash"] == tiny.model_of(session).info.base_hash
 
 

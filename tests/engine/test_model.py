@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from deepdoctor.config import DatasetConfig, ModelConfig
 from deepdoctor.engine import adapters
-from deepdoctor.engine.adapters import SELECTED_AT_MOST, adapter_hash, fresh_adapter, select_adapter, write_base_name
+from deepdoctor.engine.adapters import SELECTED_AT_MOST, adapter_hash, fresh_adapter, saved_hash, select_adapter, write_base_name
 from deepdoctor.engine.fingerprint import base_hash, base_weights, checksum
 from deepdoctor.engine.model import PROJECTIONS, LoadedModel, _matmul_rate, load
 from deepdoctor.engine.session import Session
@@ -119,6 +119,12 @@ def test_selecting_twice_attaches_once(loaded: LoadedModel, adapter: Path) -> No
     name = select_adapter(loaded, adapter)
     assert select_adapter(loaded, adapter) == name
     assert len(loaded.selected) == 1
+
+
+def test_a_saved_adapter_s_hash_is_known_without_attaching_it(loaded: LoadedModel, adapter: Path) -> None:
+    told = saved_hash(loaded, adapter)
+    assert told == adapter_hash(loaded, select_adapter(loaded, adapter))
+    assert told == saved_hash(loaded, adapter), "with adapters attached the modules have other names"
 
 
 def test_an_adapter_that_was_written_anew_is_read_anew(loaded: LoadedModel, llama: Path, tmp_path: Path) -> None:
