@@ -15,7 +15,7 @@ from deepdoctor.comparison import FINISH_WORDS, Comparison, Transcript
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig
 from deepdoctor.figures import loss_curve
 from deepdoctor.files import write_text
-from deepdoctor.origins import LLAMA_LICENSES, attribution, llama_version, real_id
+from deepdoctor.origins import attribution, licence_of, llama_version, must_be_named_llama, real_id
 from deepdoctor.prompts import style_named
 from deepdoctor.runs import Run
 
@@ -86,7 +86,7 @@ def model_card(facts: CardFacts, merged: bool = False) -> str:
         f"---\n{_metadata(facts, merged).to_yaml()}\n---\n\n# {plain(title)}",
         "**Research demo. Not a medical device, not medical advice, not clinically validated. "
         "Do not enter patient-identifiable information.**",
-        *(["**Built with Llama**"] if llama_version(facts.model.name) else []),
+        *(["**Built with Llama**"] if must_be_named_llama(_own(facts)) else []),
         _what_it_is(facts, merged),
         _usage(facts, merged),
         _losses(facts),
@@ -101,7 +101,7 @@ def model_card(facts: CardFacts, merged: bool = False) -> str:
 def write_cards(folder: Path, facts: CardFacts) -> None:
     """Write README.md, loss curve and, where due, Llama's notice into an export's `adapter/` and, if it is there, `merged/`."""
     picture = loss_curve(facts.curve, facts.repo) if _has_losses(facts) else None
-    version = llama_version(facts.model.name)
+    version = llama_version(_own(facts))
     for part, merged in (("adapter", False), ("merged", True)):
         if not (folder / part).is_dir():
             continue
@@ -128,17 +128,18 @@ def _has_losses(facts: CardFacts) -> bool:
     return any("loss" in row or "held_out_loss" in row for row in facts.curve)
 
 
+def _own(facts: CardFacts) -> str:
+    return facts.base_id or facts.model.name
+
+
 def _metadata(facts: CardFacts, merged: bool) -> ModelCardData:
-    version = llama_version(facts.model.name)
-    known = facts.base_id or (facts.model.name if facts.model.name == EMBEDDED_MODEL else "")
-    license_id = LLAMA_LICENSES.get(version) if version else "apache-2.0" if known == EMBEDDED_MODEL or "qwen" in known.lower() else None
     language = "en" if facts.dataset.source == "bundled" else facts.dataset.config[:2] if facts.dataset.source == "hub" else None
     return ModelCardData(
         base_model=facts.base_id,
         base_model_relation=("finetune" if merged else "adapter") if facts.base_id else None,
         library_name="transformers" if merged else "peft",
         pipeline_tag="text-generation",
-        license=license_id,
+        license=licence_of(_own(facts)).id,
         language=language if language in ("en", "zh") else None,
         datasets=[facts.dataset.name] if facts.dataset.source == "hub" else None,
         tags=["deepdoctor", "lora", "medical", "reasoning", "research-demo"],
@@ -264,20 +265,7 @@ somebody's health, and not for patient data. It writes fluent text whether or no
 
 
 def _licences(facts: CardFacts) -> str:
-    lines = []
-    name, version = facts.base_id or facts.model.name, llama_version(facts.model.name)
-    if "DeepSeek-R1-Distill" in name:
-        lines.append(
-            "- The R1 distill weights are released under the MIT licence; the licence of the model they were distilled into applies too."
-        )
-    if version:
-        lines.append(f"- Built with Llama. {attribution(version)} Its acceptable use policy applies.")
-    elif "qwen" in name.lower() and facts.base_id:
-        lines.append("- Derived from Qwen, whose models of this kind are released under Apache-2.0; check that of the very base model.")
-    elif facts.model.name == EMBEDDED_MODEL:
-        lines.append("- The base model, its teaching cases and this model are released under Apache-2.0.")
-    else:
-        lines.append("- The licence of the base model applies; a model derived from Llama must say so and be named accordingly.")
+    lines = [*licence_of(_own(facts)).told]
     if facts.dataset.source == "hub":
         lines.append("- The dataset has a licence of its own: see its page.")
     return "\n".join(["## Licences", "", *lines])

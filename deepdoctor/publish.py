@@ -22,7 +22,7 @@ from deepdoctor.engine.protocol import Export
 from deepdoctor.errors import ConfigError, DeepDoctorError, RunError
 from deepdoctor.files import write_json
 from deepdoctor.hub import Wanted, hub_api, is_passing, other_trouble, trouble
-from deepdoctor.origins import llama_version, real_id
+from deepdoctor.origins import must_be_named_llama, real_id
 from deepdoctor.runs import Run, Runs
 
 Say = Callable[[str], None]
@@ -73,7 +73,7 @@ def suggested_repo(run: Run, owner: str = "owner") -> str:
     """A name for the run's repository: the base's, beginning with Llama where its licence asks for it, and the end of the run's id."""
     base = run.model.name
     name = re.sub(r"[^A-Za-z0-9._]+", "-", (real_id(base) or base).rstrip("/").rpartition("/")[2])
-    if llama_version(base):
+    if must_be_named_llama(base):
         name = "Llama-" + re.sub(r"(?i)(?:^|(?<=[-_]))(?:meta-)?llama-?", "", name)
     name = re.sub(r"[-.]{2,}", "-", name[:NAME_CHARACTERS]).strip("-._")
     return f"{owner}/{name or 'model'}-medical-{run.id.rpartition('-')[2]}"
@@ -116,7 +116,7 @@ def check_destination(repo: str, base: str, token: str | None = None) -> None:
         name = ""
     if not name:
         raise ConfigError(f"{repo!r} cannot be a repository's name. Expected owner/name, of letters, digits, -, _ and dots.", field="repo")
-    if llama_version(base) and not name.startswith("Llama"):
+    if must_be_named_llama(base) and not name.startswith("Llama"):
         raise ConfigError(
             f"The base model is derived from Llama, whose licence asks that the name begins with it: {owner}/Llama-{name}.", field="repo"
         )

@@ -93,12 +93,20 @@ def test_the_metadata_of_a_merged_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "license_id"), [("nano", "apache-2.0"), ("unsloth/DeepSeek-R1-Distill-Qwen-7B", "apache-2.0"), ("/models/any", None)]
+    ("base", "license_id"),
+    [
+        ("nano", "apache-2.0"),
+        ("unsloth/DeepSeek-R1-Distill-Qwen-7B", "mit"),
+        ("deepcogito/cogito-v1-preview-llama-8B", "other"),
+        ("meta-llama/Llama-2-7b-hf", "llama2"),
+        ("/models/any", "other"),
+    ],
 )
-def test_the_licence_follows_the_base(base: str, license_id: str | None) -> None:
+def test_the_licence_follows_the_base(base: str, license_id: str) -> None:
     card = ModelCard(model_card(replace(FACTS, model=ModelConfig(name=base), base_id=real_id(base))))
     assert card.data.license == license_id
     assert "Built with Llama" not in card.text
+    assert ("look it up" in card.text) == (license_id == "other")
 
 
 @pytest.mark.parametrize("base", ["nano", "/home/jane/models/secret"])

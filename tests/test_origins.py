@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deepdoctor.origins import llama_version, real_id
+from deepdoctor.origins import licence_of, llama_version, must_be_named_llama, real_id
 
 BASE = "unsloth/DeepSeek-R1-Distill-Llama-8B"
 OWN = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
@@ -42,7 +42,23 @@ def test_a_local_folder_is_no_id_even_if_it_looks_like_one(tmp_path: Path, monke
         ("deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "3.3"),
         ("meta-llama/Llama-3.2-1B", "3.2"),
         ("meta-llama/Meta-Llama-3-8B", "3"),
-        ("/models/my-llama", "3.1"),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", "4"),
+        ("meta-llama/Llama-3.3-70B-Instruct", "3.3"),
+        ("meta-llama/Llama-2-7b-hf", "2"),
+        ("codellama/CodeLlama-7b-hf", "2"),
+        ("unsloth/llama-3-8b-Instruct-bnb-4bit", "3"),
+        ("someone/Hermes-Llama3.1-8B", "3.1"),
+        ("nvidia/Llama-3_1-Nemotron-51B-Instruct", "3.1"),
+        ("/models/Llama-3.1-8B", "3.1"),
+        ("/models/my-llama", None),
+        ("deepcogito/cogito-v1-preview-llama-8B", None),
+        ("deepcogito/cogito-v1-preview-llama-3B", None),
+        ("deepseek-ai/DeepSeek-R1-Distill-Llama-3B", None),
+        ("huggyllama/llama-7b", None),
+        ("openlm-research/open_llama_3b_v2", None),
+        ("someone/my-llama-4bit", None),
+        ("someone/llama-3.5-8B", None),
+        ("someone/llama-3-2-1B", None),
         ("TinyLlama/TinyLlama-1.1B", None),
         ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", None),
         ("nano", None),
@@ -50,3 +66,58 @@ def test_a_local_folder_is_no_id_even_if_it_looks_like_one(tmp_path: Path, monke
 )
 def test_which_llama_a_model_comes_from(base: str, version: str | None) -> None:
     assert llama_version(base) == version
+
+
+@pytest.mark.parametrize(
+    ("base", "license_id"),
+    [
+        ("nano", "apache-2.0"),
+        (OWN, "llama3.1"),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "mit"),
+        ("deepseek-ai/deepseek-r1-distill-qwen-1.5b", "mit"),
+        ("deepseek-ai/DeepSeek-R1-0528-Qwen3-8B", "mit"),
+        ("Qwen/Qwen2.5-7B-Instruct", "apache-2.0"),
+        ("Qwen/Qwen2.5-Coder-32B-Instruct", "apache-2.0"),
+        ("Qwen/Qwen2.5-Math-7B", "apache-2.0"),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "apache-2.0"),
+        ("Qwen/QwQ-32B", "apache-2.0"),
+        ("Qwen/Qwen2.5-3B", "other"),
+        ("Qwen/Qwen2.5-Coder-3B-Instruct", "other"),
+        ("Qwen/Qwen2.5-72B-Instruct", "other"),
+        ("Qwen/Qwen1.5-72B", "other"),
+        ("someone/my-qwen-thing", "other"),
+        ("someone/Qwen2.5-7B", "other"),
+        ("someone/DeepSeek-R1-Distill-Qwen-7B", "other"),
+        ("deepcogito/cogito-v1-preview-llama-8B", "other"),
+        ("huggyllama/llama-7b", "other"),
+        ("/models/any", "other"),
+    ],
+)
+def test_a_licence_is_claimed_only_where_it_is_known(base: str, license_id: str) -> None:
+    found = licence_of(base)
+    assert found.id == license_id
+    told = " ".join(found.told)
+    assert ("look it up" in told) == (license_id == "other")
+    assert ("Community License" in told) == license_id.startswith("llama")
+
+
+def test_distilled_weights_are_under_two_licences() -> None:
+    assert "MIT" in licence_of(OWN).told[0]
+    assert "Llama 3.1 Community License" in licence_of(OWN).told[1]
+    qwen = " ".join(licence_of("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B").told)
+    assert "MIT" in qwen
+    assert "Apache-2.0" in qwen
+
+
+@pytest.mark.parametrize(
+    ("base", "named"),
+    [
+        (OWN, True),
+        ("meta-llama/Meta-Llama-3-8B", True),
+        ("meta-llama/Llama-2-7b-hf", False),
+        ("huggyllama/llama-7b", False),
+        ("nano", False),
+    ],
+)
+def test_from_llama_3_on_the_name_must_begin_with_it(base: str, named: bool) -> None:
+    assert must_be_named_llama(base) == named
