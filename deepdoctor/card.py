@@ -15,7 +15,7 @@ from deepdoctor.comparison import FINISH_WORDS, Comparison, Transcript
 from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, FinetuneConfig, ModelConfig
 from deepdoctor.figures import loss_curve
 from deepdoctor.files import write_text
-from deepdoctor.origins import attribution, licence_of, llama_version, must_be_named_llama, real_id
+from deepdoctor.origins import attribution, is_copy, licence_of, llama_version, must_be_named_llama
 from deepdoctor.prompts import style_named
 from deepdoctor.runs import Run
 
@@ -65,7 +65,7 @@ def facts_of(run: Run, comparisons: Iterable[Comparison], repo: str, made: dict[
         repo=repo,
         run=run.id,
         model=run.model,
-        base_id=real_id(run.model.name),
+        base_id=made["base_id"],
         final=bool(made["final"]),
         steps=step,
         planned=run.status.get("steps") or step,
@@ -167,7 +167,8 @@ def _base(facts: CardFacts) -> str:
     if facts.base_id is None:
         return "a local folder of the one who trained; it has no id on the Hub"
     mirror = f", taken from {plain(facts.model.name)}" if facts.model.name != facts.base_id else ""
-    return f"[{facts.base_id}](https://huggingface.co/{facts.base_id}){mirror}{revision}"
+    copy = "; by its name a quantized copy of a model that is not known here" if is_copy(facts.base_id) else ""
+    return f"[{facts.base_id}](https://huggingface.co/{facts.base_id}){mirror}{revision}{copy}"
 
 
 def _dataset(dataset: DatasetConfig) -> str:

@@ -76,7 +76,8 @@ class HubAdapter:
     def made_for_another(self, base: str) -> str:
         """That the adapter names another base than the one called so, in words; "" if the same, or if it names none."""
         named = str(self.about["base"])
-        if not named or (real_id(named) or named) == (real_id(base) or base):
+        # the Hub tells no case apart, and Unsloth writes its names in lower case
+        if not named or (real_id(named) or named).lower() == (real_id(base) or base).lower():
             return ""
         return f"{self.name} says that it was made for {named[:100]}, not for {base}. If a tensor does not fit, it is refused by its name."
 

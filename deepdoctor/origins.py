@@ -1,6 +1,8 @@
 """Whose a base model is: its own id on the Hub, and its licence, told only where the name leaves no doubt of it."""
 
+import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +11,18 @@ from huggingface_hub.utils import validate_repo_id
 
 from deepdoctor.config import EMBEDDED_MODEL
 
-# mirrors of other people's models, and whose they are, told by how the name begins
-MIRROR = "unsloth/"
-OWNERS = (("DeepSeek-", "deepseek-ai"), ("Qwen", "Qwen"), ("Llama-", "meta-llama"), ("Meta-Llama-", "meta-llama"))
+# a mirror of other people's models, and whose they are, told by the name without what says that a copy is in fewer bits
+MIRROR = "unsloth"
+OWNERS = (
+    (re.compile(r"deepseek-(?:r1|v\d)(?:[-.].*)?"), "deepseek-ai"),
+    (re.compile(r"qw(?:en|q).*"), "Qwen"),
+    (re.compile(r"(?:meta-)?llama-(?:2|3|3\.[123])-\d+b(?:-vision)?(?:-instruct|-chat)?(?:-hf)?|llama-4-.*"), "meta-llama"),
+)
+BITS = r"(?:bnb|awq|gptq|gguf|exl2|hqq|aqlm|nf4|fp8|int[48]|[2-8]-?bits?|w[48]a(?:8|16)|\d+g|quantized)"
+COPY = re.compile(rf"(?i)(?:[-_.](?:unsloth|dynamic))*[-_.]{BITS}(?:[-_.](?:{BITS}|dynamic))*$")
+# parts of names as their owners write them; sizes, versions and the like are in capitals
+WORDS = ("DeepSeek", "Distill", "Llama", "Meta", "Instruct", "Base", "Coder", "Math", "Thinking", "Vision", "QwQ", "Scout", "Maverick")
+CAPITALS = re.compile(r"(?i)a?\d+(?:\.\d+)?[bme]|[rv]\d(?:\.\d)?|vl")
 LLAMAS = {"2": "Llama 2", "3": "Meta Llama 3", "3.1": "Llama 3.1", "3.2": "Llama 3.2", "3.3": "Llama 3.3", "4": "Llama 4"}
 # a version is not followed by what would make it a size, a number of bits or another version
 LLAMA = re.compile(r"(?:^|[-_])(?:(code)-?)?llama(?:[-_]?(3[._][123]|[234])(?![._]?\d|b|-bit|-[123](?:-|$)))?")
@@ -43,18 +54,60 @@ NOT_KNOWN = Licence(
 )
 
 
-def real_id(base: str) -> str | None:
-    """The Hub's own id of a base model: mirrors and their 4-bit copies are traced to the original. None for nano and local folders."""
-    if "/" not in base or Path(base).exists():
+def real_id(base: str, said: Iterable[str] = ()) -> str | None:
+    """The Hub's own id of a base model: mirrors and copies in fewer bits are traced to the original. None for nano and local folders.
+
+    said: what the files of a copy say that they were made from, as `said_by` reads it: believed if it is named as the copy is. A copy
+    whose original is not known keeps its own id; see `is_copy`.
+    """
+    if not _is_id(base):
         return None
-    try:
-        validate_repo_id(base)
-    except HFValidationError:
-        return None
-    if not base.startswith(MIRROR):
+    owner, _, name = base.partition("/")
+    plain = COPY.sub("", name)
+    if owner.lower() == MIRROR:
+        return next((f"{whose}/{_cased(plain)}" for start, whose in OWNERS if start.fullmatch(plain.lower())), f"{MIRROR}/{plain}")
+    if plain == name:
         return base
-    name = re.sub(r"(-unsloth)?-bnb-4bit$", "", base.removeprefix(MIRROR))
-    return next((f"{owner}/{name}" for start, owner in OWNERS if name.startswith(start)), f"{MIRROR}{name}")
+    if owner in {whose for _start, whose in OWNERS}:
+        return f"{owner}/{plain}"
+    originals = [each for each in said if _is_id(each) and each.partition("/")[2].lower() == plain.lower()]
+    return real_id(originals[0]) if originals else base
+
+
+def is_copy(base: str) -> bool:
+    """Whether a model is, by its name, a copy of another one in fewer bits."""
+    return bool(COPY.search(base))
+
+
+def said_by(folder: Path) -> list[str]:
+    """What a model's files say that they were made from; often that is a path of whoever made them."""
+    found = []
+    for file, key in (("config.json", "_name_or_path"), ("tokenizer_config.json", "name_or_path")):
+        try:
+            found.append(json.loads((folder / file).read_text(encoding="utf-8"))[key])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return [each for each in found if isinstance(each, str)]
+
+
+def _is_id(name: str) -> bool:
+    if "/" not in name or Path(name).exists():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _cased(name: str) -> str:
+    """A model's name as its owner writes it, whatever its case."""
+    if llama2 := re.fullmatch(r"llama-2-(\d+b)(-chat)?(?:-hf)?", name.lower()):
+        return f"Llama-2-{llama2[1]}{llama2[2] or ''}-hf"
+    words = {each.lower(): each for each in WORDS}
+    parts = [part.upper() if CAPITALS.fullmatch(part) else words.get(part.lower(), part) for part in name.split("-")]
+    cased = re.sub(r"\bqwen", "Qwen", "-".join(parts))
+    return f"Meta-{cased}" if re.match(r"Llama-3-\d", cased) else cased
 
 
 def llama_version(base: str) -> str | None:

@@ -98,7 +98,7 @@ def publish(folder: Path, repo: str, private: bool = True, token: str | None = N
         for part in parts:
             say(f"Uploading the {part.label} to {part.repo}")
             with tempfile.TemporaryDirectory() as staged:
-                _stage(part, Path(staged), base, mark)
+                _stage(part, Path(staged), made["base_id"], mark)
                 _upload(api, part.repo, Path(staged), say, overwrite)
     except DeepDoctorError:
         raise
@@ -163,12 +163,12 @@ def _parts(folder: Path, repo: str) -> list[Part]:
     return parts
 
 
-def _stage(part: Part, staged: Path, base: str, mark: dict[str, object]) -> None:
+def _stage(part: Part, staged: Path, base_id: str | None, mark: dict[str, object]) -> None:
     """Links to all files, and those that must not be uploaded as they are: PEFT names the base by its local path or 4-bit copy."""
     for file in part.files:
         if file.name == "adapter_config.json":
             values = json.loads(file.read_text(encoding="utf-8"))
-            write_json(staged / file.name, {**values, "base_model_name_or_path": real_id(base)})
+            write_json(staged / file.name, {**values, "base_model_name_or_path": base_id})
         else:
             (staged / file.name).symlink_to(file.resolve())
     write_json(staged / MARK, mark)

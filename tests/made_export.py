@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deepdoctor.card import facts_of, write_cards
+from deepdoctor.origins import real_id
 from deepdoctor.runs import Run
 
 WEIGHTS = bytes(range(256)) * 4000
@@ -14,7 +15,13 @@ HEAD = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": {"dtyp
 
 def export_of(run: Run, folder: Path, merged: bool = True, step: int | None = None) -> Path:
     """An export's folder with made-up weights."""
-    made = {"adapter_step": step or run.status["step"], "final": step is None, "adapter_hash": "", "unpacked": False}
+    made = {
+        "adapter_step": step or run.status["step"],
+        "final": step is None,
+        "adapter_hash": "",
+        "unpacked": False,
+        "base_id": real_id(run.model.name),
+    }
     files: dict[str, bytes] = {
         "adapter/adapter_model.safetensors": WEIGHTS,
         "adapter/adapter_config.json": json.dumps({"base_model_name_or_path": "/home/jane/model", "r": 16}).encode(),

@@ -66,7 +66,7 @@ def test_the_card_says_in_which_numbers_the_base_really_was(tmp_path: Path) -> N
 
 def made(step: int, final: bool = True, **more: Any) -> dict[str, Any]:
     """What an export keeps of how it was made, as far as the card asks."""
-    return {"adapter_step": step, "final": final, "adapter_hash": PROOF.adapter_hash, "unpacked": False, **more}
+    return {"adapter_step": step, "final": final, "adapter_hash": PROOF.adapter_hash, "unpacked": False, "base_id": OWN, **more}
 
 
 def html(markdown: str) -> str:
@@ -216,6 +216,16 @@ def test_facts_come_from_the_run(run: Run) -> None:
     assert [row["step"] for row in facts.curve] == [0, 1, 60]
     at_checkpoint = facts_of(run, [], "owner/Llama-x", made(20, final=False))
     assert (at_checkpoint.steps, [row["step"] for row in at_checkpoint.curve]) == (20, [0, 1])
+
+
+def test_a_quantized_copy_whose_original_is_not_known_is_said_to_be_one(run: Run) -> None:
+    facts = facts_of(run, [], "owner/m", made(60, base_id="someone/Foo-7B-bnb-4bit"))
+    card = ModelCard(model_card(facts))
+    assert card.data.base_model == "someone/Foo-7B-bnb-4bit"
+    assert "a quantized copy of a model that is not known here" in card.text
+    facts = facts_of(run, [], "owner/m", made(60, base_id="acme/Foo-7B"))
+    assert ModelCard(model_card(facts)).data.base_model == "acme/Foo-7B"
+    assert "quantized copy" not in model_card(facts)
 
 
 def test_merged_weights_that_were_unpacked_from_4_bits_are_said_to_be(run: Run) -> None:

@@ -224,3 +224,9 @@ def test_another_base_is_told(loopback_hub: LoopbackHub, adapters: HubAdapters) 
     found = adapters.fetch("owner/lora", "", unheard)
     assert "made for unsloth/DeepSeek-R1-Distill-Llama-8B-unsloth-bnb-4bit, not for nano" in found.made_for_another("nano")
     assert found.made_for_another("deepseek-ai/DeepSeek-R1-Distill-Llama-8B") == ""
+
+
+@pytest.mark.parametrize("named", ["unsloth/deepseek-r1-distill-llama-8b-unsloth-bnb-4bit", "deepseek-ai/deepseek-r1-distill-llama-8b"])
+def test_a_base_in_lower_case_is_the_same(named: str, loopback_hub: LoopbackHub, adapters: HubAdapters) -> None:
+    loopback_hub.add_repo("owner/lora", adapter_files(base_model_name_or_path=named))
+    assert adapters.fetch("owner/lora", "", unheard).made_for_another("unsloth/DeepSeek-R1-Distill-Llama-8B") == ""

@@ -1,10 +1,11 @@
 """Whose a base model is: traced behind mirrors, and told by its name only as far as the name tells it."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from deepdoctor.origins import licence_of, llama_version, must_be_named_llama, real_id
+from deepdoctor.origins import is_copy, licence_of, llama_version, must_be_named_llama, real_id, said_by
 
 BASE = "unsloth/DeepSeek-R1-Distill-Llama-8B"
 OWN = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
@@ -19,6 +20,16 @@ OWN = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
         ("unsloth/Qwen3-8B", "Qwen/Qwen3-8B"),
         ("unsloth/Llama-3.2-1B-bnb-4bit", "meta-llama/Llama-3.2-1B"),
         ("unsloth/gemma-2b-bnb-4bit", "unsloth/gemma-2b"),
+        ("unsloth/deepseek-r1-distill-llama-8b-unsloth-bnb-4bit", OWN),
+        ("unsloth/deepseek-r1-distill-qwen-1.5b-bnb-4bit", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
+        ("unsloth/qwen3-30b-a3b-instruct-2507", "Qwen/Qwen3-30B-A3B-Instruct-2507"),
+        ("unsloth/Qwen2.5-7B-Instruct-unsloth-bnb-4bit", "Qwen/Qwen2.5-7B-Instruct"),
+        ("unsloth/llama-3-8b-Instruct-bnb-4bit", "meta-llama/Meta-Llama-3-8B-Instruct"),
+        ("unsloth/llama-2-7b-chat-bnb-4bit", "meta-llama/Llama-2-7b-chat-hf"),
+        ("unsloth/Llama-3.1-Nemotron-70B-Instruct-bnb-4bit", "unsloth/Llama-3.1-Nemotron-70B-Instruct"),
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", "Qwen/Qwen2.5-7B-Instruct"),
+        ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "Qwen/Qwen2.5-7B-Instruct"),
+        ("someone/Foo-7B-bnb-4bit", "someone/Foo-7B-bnb-4bit"),
         ("owner/model", "owner/model"),
         ("nano", None),
         ("/models/my-llama", None),
@@ -121,3 +132,40 @@ def test_distilled_weights_are_under_two_licences() -> None:
 )
 def test_from_llama_3_on_the_name_must_begin_with_it(base: str, named: bool) -> None:
     assert must_be_named_llama(base) == named
+
+
+@pytest.mark.parametrize(
+    ("said", "own"),
+    [
+        ("acme/Foo-7B", "acme/Foo-7B"),
+        ("acme/foo-7b", "acme/foo-7b"),
+        ("unsloth/Foo-7B", "unsloth/Foo-7B"),
+        ("/home/jane/Foo-7B", None),
+        ("out/checkpoint-20", None),
+        ("acme/Bar-7B", None),
+        ("acme/Foo-7B-awq", None),
+        ("Foo-7B", None),
+        ("", None),
+    ],
+)
+def test_a_copy_s_original_is_what_its_files_say_if_that_is_its_name(said: str, own: str | None) -> None:
+    for copy in ("someone/Foo-7B-bnb-4bit", "someone/Foo-7B-AWQ"):
+        assert real_id(copy, [said]) == (own or copy)
+    assert real_id("someone/Foo-7B", [said]) == "someone/Foo-7B", "no copy"
+
+
+def test_what_a_model_s_files_say_of_where_they_come_from(tmp_path: Path) -> None:
+    assert said_by(tmp_path) == []
+    (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "acme/Foo-7B"}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"name_or_path": 7}))
+    assert said_by(tmp_path) == ["acme/Foo-7B"]
+    (tmp_path / "config.json").write_text("no JSON")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"name_or_path": "acme/Foo-7B"}))
+    assert said_by(tmp_path) == ["acme/Foo-7B"]
+
+
+@pytest.mark.parametrize("name", ["a/Foo-bnb-4bit", "a/Foo-awq", "a/Foo.GPTQ-Int4", "a/Foo-FP8-dynamic", "a/Foo-8bit", "a/Foo-w4a16"])
+def test_copies_in_fewer_bits_are_known_by_their_names(name: str) -> None:
+    assert is_copy(name)
+    assert not is_copy("a/Foo")
+    assert not is_copy("a/Foo-dynamic")

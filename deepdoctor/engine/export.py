@@ -20,6 +20,7 @@ from deepdoctor.engine.model import ROOM_TO_WORK, LoadedModel, first_line
 from deepdoctor.engine.protocol import Export
 from deepdoctor.errors import RunError
 from deepdoctor.files import write_json
+from deepdoctor.origins import real_id, said_by
 from deepdoctor.prompts import style_named
 from deepdoctor.runs import Run
 
@@ -83,6 +84,7 @@ def _made_with(loaded: LoadedModel, run: Run, step: int | None) -> dict[str, Any
         "adapter_step": adapter_step(run, step),
         "final": source == run.path / "adapter",
         "adapter_hash": saved_hash(loaded, source),
+        "base_id": real_id(loaded.config.name, said_by(loaded.folder)),
         "base_hash": loaded.info.base_hash,
     }
 

@@ -83,6 +83,7 @@ def test_what_it_was_made_with_stands_beside_it(trained: Trained, exported: Path
     assert (config["run"], config["step"], config["model"]["name"]) == (run.id, None, str(llama))
     assert config["finetune"] == json.loads(run.finetune.to_json())
     assert config["unpacked"] is False
+    assert config["base_id"] is None
     assert (config["adapter_step"], config["final"]) == (run.status["step"], True)
     *_, made = session.compare(Compare(QUESTION, run.id, sampling=tiny.GREEDY))
     assert made.proof is not None
