@@ -65,7 +65,7 @@ def push_run(data_dir: Path, wanted: Export, to: Destination, export: Callable[[
     facts = facts_of(run, Comparisons(data_dir).list(), to.repo, _made(folder))
     say(f"Writing the model card; it quotes {len(facts.examples)} of the saved comparisons with their questions")
     write_cards(folder, facts)
-    url = publish(folder, to.repo, to.private, say=say, overwrite=to.overwrite)
+    url = publish(folder, to, wanted.merged, say=say)
     return [url, f"{url}-merged"] if wanted.merged else [url]
 
 
@@ -79,32 +79,32 @@ def suggested_repo(run: Run, owner: str = "owner") -> str:
     return f"{owner}/{name or 'model'}-medical-{run.id.rpartition('-')[2]}"
 
 
-def publish(folder: Path, repo: str, private: bool = True, token: str | None = None, say: Say = print, overwrite: bool = False) -> str:
-    """Upload an export with its cards (`card.write_cards`) to `repo`, and its merged model, if it has one, to `<repo>-merged`.
+def publish(folder: Path, to: Destination, merged: bool = True, token: str | None = None, say: Say = print) -> str:
+    """Upload an export with its cards (`card.write_cards`) to `to.repo`, and with `merged` its merged model, if it has one, to `…-merged`.
 
-    Returns the address of `repo`. What has been uploaded is not sent again: a broken connection is tried again, and so can the whole call
-    be. A repository that holds anything but an earlier upload of the same adapter is left alone, unless `overwrite` says to replace it.
-    Raises ConfigError if the name will not do, RunError for whatever else stands in the way; both say what to do.
+    Returns the address of the first. What has been uploaded is not sent again: a broken connection is tried again, and so can the whole
+    call be. A repository that holds anything but an earlier upload of the same adapter is left alone, unless `to.overwrite` says to replace
+    it. Raises ConfigError if the name will not do, RunError for whatever else stands in the way; both say what to do.
     """
     made = _made(folder)
     base = ModelConfig.of(made["model"]).name
-    parts = _parts(folder, repo)
+    parts = _parts(folder, to.repo, merged)
     mark = {"run": made["run"], "step": made["step"]}
     api = hub_api(token)
     try:
-        check_destination(repo, base, token)
+        check_destination(to.repo, base, token)
         for part in parts:
-            _open(api, part.repo, private, mark, overwrite)
+            _open(api, part.repo, to.private, mark, to.overwrite)
         for part in parts:
             say(f"Uploading the {part.label} to {part.repo}")
             with tempfile.TemporaryDirectory() as staged:
                 _stage(part, Path(staged), made["base_id"], mark)
-                _upload(api, part.repo, Path(staged), say, overwrite)
+                _upload(api, part.repo, Path(staged), say, to.overwrite)
     except DeepDoctorError:
         raise
     except Exception as error:
-        raise _explained(error, repo) from error
-    return f"{api.endpoint}/{repo}"
+        raise _explained(error, to.repo) from error
+    return f"{api.endpoint}/{to.repo}"
 
 
 def check_destination(repo: str, base: str, token: str | None = None) -> None:
@@ -134,7 +134,7 @@ def check_destination(repo: str, base: str, token: str | None = None) -> None:
 
 
 def exported(data_dir: Path, run: Run, wanted: Export) -> Path | None:
-    """The folder of an export that holds just what is wanted, from the adapter that the run has now; None if it must be exported (anew).
+    """The folder of an export that holds what is wanted, from the adapter that the run has now; None if it must be exported (anew).
 
     Raises RunError if the run has no such adapter.
     """
@@ -144,19 +144,22 @@ def exported(data_dir: Path, run: Run, wanted: Export) -> Path | None:
     same = weights.exists() and filecmp.cmp(weights, current, shallow=False)
     # the first exports did not say which adapter they are of; the card has to
     told = same and _made(folder).get("adapter_step") == adapter_step(run, wanted.step)
-    return folder if told and (folder / "merged").is_dir() == wanted.merged else None
+    return folder if told and (not wanted.merged or (folder / "merged").is_dir()) else None
 
 
 def _made(folder: Path) -> dict[str, Any]:
-    """How an export was made."""
-    return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    """How an export was made; {} if it does not say, and then it must be made anew."""
+    try:
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
-def _parts(folder: Path, repo: str) -> list[Part]:
+def _parts(folder: Path, repo: str, merged: bool) -> list[Part]:
     shared = (folder / "prompt_style.json",)
     adapter = (*(folder / "adapter").iterdir(), *(folder / "tokenizer").iterdir(), *shared)
     parts = [Part(repo, "adapter", adapter)]
-    if (folder / "merged").is_dir():
+    if merged and (folder / "merged").is_dir():
         parts.append(Part(f"{repo}-merged", "merged model", (*(folder / "merged").iterdir(), *shared)))
     if not all((folder / name / "README.md").exists() for name in ("adapter", "merged")[: len(parts)]):
         raise RunError(f"The export in {folder} has no model card; nothing is published without one. Export it again.")

@@ -60,7 +60,7 @@ def token(loopback_hub: LoopbackHub) -> str:
 
 def test_adapter_and_merged_model_get_their_own_private_repositories(loopback_hub: LoopbackHub, token: str, folder: Path, run: Run) -> None:
     said: list[str] = []
-    assert publish(folder, "clinic/Llama-x", token=token, say=said.append) == f"{loopback_hub.url}/clinic/Llama-x"
+    assert publish(folder, Destination("clinic/Llama-x"), token=token, say=said.append) == f"{loopback_hub.url}/clinic/Llama-x"
     adapter, merged = loopback_hub.files("clinic/Llama-x"), loopback_hub.files("clinic/Llama-x-merged")
     beside = {"README.md", "NOTICE", "loss.png", "prompt_style.json", "deepdoctor.json"}
     assert adapter.keys() == {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", *beside}
@@ -88,7 +88,7 @@ def test_the_merged_models_card_says_if_its_weights_were_unpacked_from_4_bits(
 
 
 def test_no_local_path_leaves_the_machine(loopback_hub: LoopbackHub, token: str, folder: Path) -> None:
-    publish(folder, "doctor/Llama-x", token=token, say=silent)
+    publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
     adapter = loopback_hub.files("doctor/Llama-x")
     assert json.loads(adapter["adapter_config.json"])["base_model_name_or_path"] == "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
     assert ModelCard(adapter["README.md"].decode()).data.base_model == "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
@@ -99,26 +99,26 @@ def test_no_local_path_leaves_the_machine(loopback_hub: LoopbackHub, token: str,
 
 
 def test_public_only_if_asked_for(loopback_hub: LoopbackHub, token: str, run: Run, tmp_path: Path) -> None:
-    publish(export_of(run, tmp_path / "out", merged=False), "doctor/Llama-x", private=False, token=token, say=silent)
+    publish(export_of(run, tmp_path / "out", merged=False), Destination("doctor/Llama-x", private=False), token=token, say=silent)
     assert not loopback_hub.repos["model", "doctor/Llama-x"].private
     assert ("model", "doctor/Llama-x-merged") not in loopback_hub.repos
 
 
 def test_a_connection_cut_in_the_middle_of_an_upload_is_tried_again(loopback_hub: LoopbackHub, token: str, folder: Path) -> None:
     loopback_hub.faults["cut_upload"] = 1
-    publish(folder, "doctor/Llama-x", token=token, say=silent)
+    publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
     assert loopback_hub.files("doctor/Llama-x")["adapter_model.safetensors"] == WEIGHTS
 
 
 def test_a_lost_answer_is_asked_for_again_and_nothing_is_sent_twice(loopback_hub: LoopbackHub, token: str, folder: Path) -> None:
-    publish(folder, "doctor/Llama-x", token=token, say=silent)
+    publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
     (folder / "adapter" / "README.md").write_text("---\nlicense: mit\n---\n# Other")
     commits = len(loopback_hub.repos["model", "doctor/Llama-x"].commits)
     sent = loopback_hub.asked("^PUT /lfs")
     loopback_hub.requests.clear()
     loopback_hub.faults["lose_commit_answer"] = 1
     said: list[str] = []
-    publish(folder, "doctor/Llama-x", token=token, say=said.append)
+    publish(folder, Destination("doctor/Llama-x"), token=token, say=said.append)
     assert sent == 3  # two weights and one picture, which both repositories share
     assert loopback_hub.asked("^PUT /lfs") == 0
     assert len(loopback_hub.repos["model", "doctor/Llama-x"].commits) == commits + 1
@@ -126,14 +126,14 @@ def test_a_lost_answer_is_asked_for_again_and_nothing_is_sent_twice(loopback_hub
 
 
 def test_an_upload_that_was_given_up_goes_on_where_it_stopped(loopback_hub: LoopbackHub, token: str, folder: Path) -> None:
-    publish(folder, "doctor/Llama-x", token=token, say=silent)
+    publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(WEIGHTS * 3)
     loopback_hub.requests.clear()
     loopback_hub.faults["refuse_commit"] = 1
     with pytest.raises(RunError, match=r"HTTP 403: Private repository storage limit reached"):
-        publish(folder, "doctor/Llama-x", token=token, say=silent)
+        publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
     assert loopback_hub.files("doctor/Llama-x")["adapter_model.safetensors"] == WEIGHTS
-    publish(folder, "doctor/Llama-x", token=token, say=silent)
+    publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
     assert loopback_hub.files("doctor/Llama-x")["adapter_model.safetensors"] == WEIGHTS * 3
     assert loopback_hub.asked("^PUT /lfs") == 1
 
@@ -160,23 +160,23 @@ def test_what_cannot_be_published_is_refused_before_anything_is_made(name: str, 
     loopback_hub.add_user("doctor", "clinic")
     loopback_hub.add_user("reader", role="read")
     with pytest.raises(kind, match=words):
-        publish(folder, repo, token=token, say=silent)
+        publish(folder, Destination(repo), token=token, say=silent)
     assert not loopback_hub.repos
 
 
 def test_no_network(loopback_hub: LoopbackHub, token: str, folder: Path) -> None:
     loopback_hub.stop()
     with pytest.raises(RunError, match=r"could not be reached.*What is on disk is kept"):
-        publish(folder, "doctor/Llama-x", token=token, say=silent)
+        publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
 
 
 def test_a_repository_with_other_content_is_left_alone_unless_told(loopback_hub: LoopbackHub, token: str, folder: Path) -> None:
     loopback_hub.add_repo("doctor/Llama-x-merged", {"adapter_model.safetensors": b"mine", "notes.txt": b"mine"}, private=True)
     with pytest.raises(RunError, match="doctor/Llama-x-merged has other content already"):
-        publish(folder, "doctor/Llama-x", token=token, say=silent)
+        publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
     assert loopback_hub.files("doctor/Llama-x-merged") == {"adapter_model.safetensors": b"mine", "notes.txt": b"mine"}
     assert loopback_hub.asked("^PUT /lfs") == 0
-    publish(folder, "doctor/Llama-x", token=token, say=silent, overwrite=True)
+    publish(folder, Destination("doctor/Llama-x", overwrite=True), token=token, say=silent)
     assert "notes.txt" not in loopback_hub.files("doctor/Llama-x-merged")
     assert loopback_hub.files("doctor/Llama-x-merged")["model.safetensors"] == WEIGHTS * 2
 
@@ -185,26 +185,26 @@ def test_a_repository_with_other_content_is_left_alone_unless_told(loopback_hub:
 def test_another_adapters_repository_is_other_content(mark: bytes, loopback_hub: LoopbackHub, token: str, folder: Path) -> None:
     loopback_hub.add_repo("doctor/Llama-x", {"deepdoctor.json": mark}, private=True)
     with pytest.raises(RunError, match="has other content already"):
-        publish(folder, "doctor/Llama-x", token=token, say=silent)
+        publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
 
 
 def test_an_empty_repository_made_by_hand_will_do(loopback_hub: LoopbackHub, token: str, folder: Path) -> None:
     loopback_hub.add_repo("doctor/Llama-x", private=True)
-    publish(folder, "doctor/Llama-x", token=token, say=silent)
+    publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
     assert "README.md" in loopback_hub.files("doctor/Llama-x")
 
 
 @pytest.mark.usefixtures("loopback_hub")
 def test_what_is_to_be_private_does_not_go_into_a_public_repository(token: str, folder: Path) -> None:
-    publish(folder, "doctor/Llama-x", private=False, token=token, say=silent)
+    publish(folder, Destination("doctor/Llama-x", private=False), token=token, say=silent)
     with pytest.raises(RunError, match=r"is public already\. Publish it as public"):
-        publish(folder, "doctor/Llama-x", token=token, say=silent)
+        publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
 
 
 def test_nothing_is_published_without_a_card(loopback_hub: LoopbackHub, token: str, folder: Path) -> None:
     (folder / "merged" / "README.md").unlink()
     with pytest.raises(RunError, match="no model card"):
-        publish(folder, "doctor/Llama-x", token=token, say=silent)
+        publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
     assert not loopback_hub.repos
 
 
@@ -212,19 +212,41 @@ def test_nothing_is_published_without_a_card(loopback_hub: LoopbackHub, token: s
 def test_a_card_that_the_hub_refuses_is_told(token: str, folder: Path) -> None:
     (folder / "adapter" / "README.md").write_text("---\nlicense: mine\n---\n# A card")
     with pytest.raises(RunError, match=r"could not be written.*Invalid metadata.*license"):
-        publish(folder, "doctor/Llama-x", token=token, say=silent)
+        publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
 
 
-@pytest.mark.parametrize(("merged", "changed", "whole"), [(True, False, True), (False, False, False), (True, True, False)])
-def test_an_export_is_made_again_only_if_it_is_not_what_is_wanted(merged: bool, changed: bool, whole: bool, run: Run) -> None:
+@pytest.mark.parametrize(
+    ("there", "merged", "changed", "whole"),
+    [(True, True, False, True), (True, False, False, True), (False, True, False, False), (True, True, True, False)],
+)
+def test_an_export_is_made_again_only_if_it_lacks_what_is_wanted(there: bool, merged: bool, changed: bool, whole: bool, run: Run) -> None:
     data_dir = run.path.parent.parent
-    export_of(run, data_dir / "exports" / run.id)
+    export_of(run, data_dir / "exports" / run.id, there)
     adapter = run.path / "adapter"
     adapter.mkdir()
     (adapter / "complete.json").write_text('{"step": 1}')
     (adapter / "adapter_model.safetensors").write_bytes(b"trained on" if changed else WEIGHTS)
     found = exported(data_dir, run, Export(run.id, merged=merged))
     assert found == (data_dir / "exports" / run.id if whole else None)
+    (data_dir / "exports" / run.id / "config.json").write_text("no JSON")
+    assert exported(data_dir, run, Export(run.id, merged=merged)) is None
+
+
+def test_a_merged_model_that_lies_there_is_neither_removed_nor_pushed_unasked(
+    loopback_hub: LoopbackHub, token: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    made = export_of(run, run.path.parents[1] / "exports" / run.id)
+    shutil.copytree(made / "adapter", run.path / "adapter")
+    (run.path / "adapter" / "complete.json").write_text('{"step": 1}')
+
+    def unasked() -> Path:
+        raise AssertionError("all that is wanted lies there")
+
+    urls = push_run(run.path.parents[1], Export(run.id, merged=False), Destination("doctor/Llama-x"), unasked, silent)
+    assert urls == [f"{loopback_hub.url}/doctor/Llama-x"]
+    assert loopback_hub.repos.keys() == {("model", "doctor/Llama-x")}
+    assert (made / "merged" / "model.safetensors").read_bytes() == WEIGHTS * 2
 
 
 @pytest.fixture(scope="module")

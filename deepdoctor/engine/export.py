@@ -3,6 +3,9 @@
 from deepdoctor.engine.accelerator import GIB
 
 import copy
+import filecmp
+import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepdoctor.checkpoints import adapter_step
-from deepdoctor.engine.adapters import saved_hash, write_base_name
+from deepdoctor.engine.adapters import WEIGHTS, saved_hash, write_base_name
 from deepdoctor.engine.gguf import Converter, convert, require_parts, unsloth_converter
 from deepdoctor.engine.model import ROOM_TO_WORK, LoadedModel, first_line
 from deepdoctor.engine.protocol import Export
@@ -25,6 +28,8 @@ from deepdoctor.prompts import style_named
 from deepdoctor.runs import Run
 
 Say = Callable[[str], None]
+# what can be made of an adapter, by the folder it lies in
+FORMS = {"merged": "the merged model", "gguf": "the GGUF files"}
 CANNOT_UNPACK = (
     "The base model's files hold weights in fewer bits that cannot be unpacked, so nothing can be merged into them. Export without the "
     "merged model, or train on the model in 16 bits."
@@ -34,37 +39,40 @@ CANNOT_UNPACK = (
 def export(loaded: LoadedModel, run: Run, wanted: Export, target: Path, say: Say, converter: Converter | None = None) -> Path:
     """Write `adapter/`, `tokenizer/`, if wanted `merged/` (a whole model) and a GGUF file in `gguf/`, and how they were made.
 
-    The folder is made aside, renamed when complete, and returned. `converter` writes the GGUF; None: Unsloth's.
+    A merged model and GGUF files that lie there already are kept if they were made of the same adapter, else removed. The folder is made
+    aside, renamed when complete, and returned. `converter` writes the GGUF; None: Unsloth's.
     Raises RunError if the run has no such adapter, a part for GGUF is missing, the conversion fails, or the disk is full.
     """
-    step, source = wanted.step, run.adapter_dir(wanted.step)
+    source = run.adapter_dir(wanted.step)
     if wanted.gguf:
         converter = converter or unsloth_converter()
         require_parts(converter, wanted.gguf)
     aside = target.with_name(f".{target.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        unpacked = False
         say("Writing the adapter")
         (aside / "adapter").mkdir(parents=True)
-        for name in ("adapter_model.safetensors", "adapter_config.json"):
+        for name in (WEIGHTS, "adapter_config.json"):
             shutil.copy2(source / name, aside / "adapter" / name)
         write_base_name(aside / "adapter", loaded.config.name)
         say("Writing the tokenizer")
         loaded.tokenizer.save_pretrained(aside / "tokenizer")
-        if wanted.merged or wanted.gguf:
-            say("Merging the adapter into a copy of the base weights")
-            unpacked = _merge(loaded, source, aside / "merged")
-        if wanted.gguf and converter:
-            say(f"Converting the merged model to GGUF ({wanted.gguf})")
-            convert(converter, aside / "merged", aside / "gguf" / f"{run.id}-{wanted.gguf}.gguf", wanted.gguf)
-        if not wanted.merged:
-            shutil.rmtree(aside / "merged", ignore_errors=True)
         style = style_named(run.finetune.prompt_style)
         write_json(aside / "prompt_style.json", {"name": style.name, "prompt": style.prompt, "after_thought": style.joint})
-        write_json(aside / "config.json", {**run.details, "unpacked": unpacked, **_made_with(loaded, run, step)})
+        made = {**run.details, **_made_with(loaded, run, wanted.step), **_write_forms(loaded, run, wanted, (target, aside), say)}
+        if wanted.gguf and converter and not (file := aside / "gguf" / gguf_name(run, wanted)).exists():
+            say(f"Converting the merged model to GGUF ({wanted.gguf})")
+            convert(converter, aside / "merged", file, wanted.gguf)
+        if not wanted.merged and "merged" not in forms_of(target, source):
+            shutil.rmtree(aside / "merged", ignore_errors=True)
+        write_json(aside / "config.json", made)
+        gone = [words for form, words in FORMS.items() if (target / form).is_dir() and not (aside / form).is_dir()]
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
+        if gone:
+            told = f"Removed {' and '.join(gone)} of an earlier export: the run's adapter is another one now"
+            say(told)
+            run.log(f"{told}.")
     except RunError:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -73,6 +81,56 @@ def export(loaded: LoadedModel, run: Run, wanted: Export, target: Path, say: Say
         why = getattr(error, "strerror", None) or error
         raise RunError(f"The export could not be written to {target}: {why}. Free some space, or check the folder.") from error
     return target
+
+
+def forms_of(folder: Path, adapter: Path) -> set[str]:
+    """Which other forms of the adapter lie in the export in `folder`: "merged", "gguf"; none if it is one of other weights."""
+    weights = folder / "adapter" / WEIGHTS
+    if not weights.is_file() or not filecmp.cmp(weights, adapter / WEIGHTS, shallow=False) or not _how_made(folder):
+        return set()
+    return {form for form in FORMS if (folder / form).is_dir()}
+
+
+def _how_made(folder: Path) -> dict[str, Any]:
+    """config.json of an export; {} if it is not there or damaged."""
+    try:
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def gguf_name(run: Run, wanted: Export) -> str:
+    """What the wanted GGUF file is called."""
+    return f"{run.id}-{wanted.gguf}.gguf"
+
+
+def must_merge(target: Path, run: Run, wanted: Export) -> bool:
+    """Whether an export to `target` has to merge the adapter into weights, because what is wanted does not lie there yet."""
+    there = forms_of(target, run.adapter_dir(wanted.step))
+    converted = "gguf" in there and (target / "gguf" / gguf_name(run, wanted)).exists()
+    return "merged" not in there and (wanted.merged or bool(wanted.gguf and not converted))
+
+
+def _write_forms(loaded: LoadedModel, run: Run, wanted: Export, folders: tuple[Path, Path], say: Say) -> dict[str, Any]:
+    """Take over what lies in the first folder of the same adapter, merge into the second what is lacking, and tell how it was made."""
+    target, aside = folders
+    source = run.adapter_dir(wanted.step)
+    there = forms_of(target, source)
+    for form in there:
+        shutil.copytree(target / form, aside / form, copy_function=_linked)
+    kept = {name: value for name, value in _how_made(target).items() if there and name in ("unpacked", "base_hash")}
+    if must_merge(target, run, wanted):
+        say("Merging the adapter into a copy of the base weights")
+        return {"unpacked": _merge(loaded, source, aside / "merged")}
+    return {"unpacked": False, **kept}
+
+
+def _linked(source: str, target: str) -> None:
+    """The same file under another name: a merged model of 16 GB is not written twice. Where links are not known it is copied."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _made_with(loaded: LoadedModel, run: Run, step: int | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from deepdoctor.dataset import known_reference
 from deepdoctor.engine.adapters import select_adapter
 from deepdoctor.engine.ahead import ahead_of, require_base
 from deepdoctor.engine.compare import Pair, Question
-from deepdoctor.engine.export import Say, export, require_room
+from deepdoctor.engine.export import Say, export, must_merge, require_room
 from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.model import Found, Free, LoadedModel, Report, find, first_line, load_found, require_memory, unheard
 from deepdoctor.engine.pairs import Pairs
@@ -286,7 +286,7 @@ class Session:
         run = self.runs.get(request.run)
         target = self.data_dir / "exports" / (run.id + (f"-{request.step}" if request.step is not None else ""))
         loaded = self._for(run)
-        if request.merged or request.gguf:
+        if must_merge(target, run, request):
             require_room(loaded, available_bytes())
         return export(loaded, run, request, target, say)
 

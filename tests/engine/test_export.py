@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.core_model_loading import WeightConverter
 from transformers.integrations.bitsandbytes import Bnb4bitDeserialize
 
-from deepdoctor.engine.export import export, how_to_read, in_plain_numbers, require_room
+from deepdoctor.engine.export import export, how_to_read, in_plain_numbers, must_merge, require_room
 from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.engine.session import Session
@@ -97,13 +97,55 @@ def test_exporting_leaves_the_loaded_base_alone(trained: Trained, exported: Path
     assert base_hash(loaded.base) == loaded.info.base_hash
 
 
-def test_an_export_is_replaced_as_a_whole(trained: Trained, tmp_path: Path) -> None:
-    session, run = trained
-    target = tmp_path / "out"
-    for merged in (True, False):
-        export(tiny.model_of(session), run, Export(run.id, merged=merged), target, silent)
-    assert not (target / "merged").exists()
+def test_what_was_made_of_the_same_adapter_is_kept_and_not_made_again(trained: Trained, tmp_path: Path) -> None:
+    loaded, run, target = tiny.model_of(trained[0]), trained[1], tmp_path / "out"
+    export(loaded, run, Export(run.id), target, silent)
+    (target / "gguf").mkdir()
+    (target / "gguf" / f"{run.id}-q8_0.gguf").write_bytes(b"GGUF")
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "unpacked": True}))
+    before = {file.relative_to(target): file.read_bytes() for part in ("merged", "gguf") for file in (target / part).iterdir()}
+    said: list[str] = []
+    for merged in (False, True):
+        assert not must_merge(target, run, Export(run.id, merged=merged, gguf="q8_0"))
+        export(loaded, run, Export(run.id, merged=merged), target, said.append)
+    assert [line for line in said if "Merging" in line or "Removed" in line] == []
+    assert {path: (target / path).read_bytes() for path in before} == before
+    assert json.loads((target / "config.json").read_text())["unpacked"] is True, "what is kept is what it was"
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_was_made_of_another_adapter_is_removed_and_that_is_said(trained: Trained, tmp_path: Path) -> None:
+    loaded, run, target = tiny.model_of(trained[0]), trained[1], tmp_path / "out"
+    export(loaded, run, Export(run.id), target, silent)
+    (target / "gguf").mkdir()
+    (target / "gguf" / f"{run.id}-q8_0.gguf").write_bytes(b"GGUF")
+    assert must_merge(target, run, Export(run.id, step=2))
+    said: list[str] = []
+    export(loaded, run, Export(run.id, step=2, merged=False), target, said.append)
+    assert not (target / "merged").exists()
+    assert not (target / "gguf").exists()
+    assert said[-1] == "Removed the merged model and the GGUF files of an earlier export: the run's adapter is another one now"
+    assert said[-1] in run.log_tail()
+
+
+def test_forms_of_an_export_that_does_not_say_how_it_was_made_are_not_trusted(trained: Trained, tmp_path: Path) -> None:
+    loaded, run, target = tiny.model_of(trained[0]), trained[1], tmp_path / "out"
+    export(loaded, run, Export(run.id), target, silent)
+    (target / "config.json").write_text("no JSON")
+    assert must_merge(target, run, Export(run.id))
+    export(loaded, run, Export(run.id), target, silent)
+    assert not must_merge(target, run, Export(run.id))
+
+
+def test_only_what_is_lacking_is_made(trained: Trained, tmp_path: Path) -> None:
+    loaded, run, target = tiny.model_of(trained[0]), trained[1], tmp_path / "out"
+    export(loaded, run, Export(run.id, merged=False), target, silent)
+    assert must_merge(target, run, Export(run.id))
+    said: list[str] = []
+    export(loaded, run, Export(run.id), target, said.append)
+    assert [line.split()[0] for line in said] == ["Writing", "Writing", "Merging"]
+    assert (target / "merged" / "config.json").exists()
 
 
 def test_it_says_what_it_does(trained: Trained, tmp_path: Path) -> None:

@@ -75,6 +75,20 @@ def test_gguf_without_keeping_the_merged_model(trained: Trained, tmp_path: Path)
     assert sorted(each.name for each in folder.iterdir()) == ["adapter", "config.json", "gguf", "prompt_style.json", "tokenizer"]
 
 
+def test_a_merged_model_that_lies_there_is_converted_and_a_file_that_lies_there_is_not_made_again(trained: Trained, tmp_path: Path) -> None:
+    wanted, said = Export(trained[1].id, gguf="q8_0"), list[str]()
+    exported(trained, tmp_path / "out", Export(trained[1].id), FakeConverter())
+    first, second, other = FakeConverter(), FakeConverter(), FakeConverter()
+    exported(trained, tmp_path / "out", wanted, first, said)
+    assert first.asked == [("convert", "q8_0")]
+    assert [line for line in said if "Merging" in line] == []
+    folder = exported(trained, tmp_path / "out", wanted, second)
+    assert second.asked == []
+    exported(trained, tmp_path / "out", Export(trained[1].id, merged=False, gguf="f16"), other)
+    assert sorted(file.name.rpartition("-")[2] for file in (folder / "gguf").iterdir()) == ["f16.gguf", "q8_0.gguf"]
+    assert (folder / "merged" / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("kind", "missing", "words"),
     [
