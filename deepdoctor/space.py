@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from deepdoctor.errors import ConfigError, DeepDoctorError
 from deepdoctor.hub import Wanted, hub_api, other_trouble, trouble
 
 ROOT = Path(__file__).resolve().parents[1]
+RULE = "pyproject.toml"
 TOP = ("app.py", "requirements.txt", "README.md", "LICENSE")
 # a Space's repository takes larger files only through other ways than plain git
 LARGEST_BYTES = 10_000_000
@@ -26,7 +28,7 @@ def contents(root: Path = ROOT) -> list[Path]:
     Raises ConfigError if a file is missing, as in an installed package, or too large.
     """
     wanted = {Path(name) for name in TOP}
-    missing = [name for name in TOP if not (root / name).is_file()]
+    missing = [name for name in (*TOP, RULE) if not (root / name).is_file()]
     if missing:
         raise ConfigError(f"{root} has no {missing[0]}. A Space is made from a copy of the whole repository; start this there.")
     read = [Path("README.md")]
@@ -35,14 +37,23 @@ def contents(root: Path = ROOT) -> list[Path]:
         found = {link for link in links if (root / link).is_file() and ".." not in link.parts} - wanted
         wanted |= found
         read += sorted(link for link in found if link.suffix == ".md")
-    package = (path.relative_to(root) for path in (root / "deepdoctor").rglob("*") if path.is_file())
-    wanted |= {path for path in package if not any(part.startswith((".", "__pycache__")) for part in path.parts)}
+    wanted |= shipped(root)
     for path in wanted:
         if (root / path).stat().st_size >= LARGEST_BYTES:
             raise ConfigError(
                 f"{path} is larger than the {LARGEST_BYTES // 1_000_000} MB that a Space takes. Make it smaller or leave it out."
             )
     return sorted(wanted)
+
+
+def shipped(root: Path) -> set[Path]:
+    """The package's files by the rule for an installed one: its modules, and the data that `pyproject.toml` names."""
+    named = tomllib.loads((root / RULE).read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    found = {file for made in (root / "deepdoctor").rglob("__init__.py") for file in made.parent.glob("*.py")}
+    for package, patterns in named.items():
+        found |= {file for pattern in patterns for file in (root / package.replace(".", "/")).glob(pattern)}
+    paths = {file.relative_to(root) for file in found if file.is_file()}
+    return {path for path in paths if not any(part.startswith(".") for part in path.parts)}
 
 
 def build(folder: Path, root: Path = ROOT) -> Path:

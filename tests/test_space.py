@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,13 +129,47 @@ def test_outside_a_repository_it_says_what_is_missing(tmp_path: Path) -> None:
         space.contents(tmp_path)
 
 
-def test_what_is_too_large_is_named(tmp_path: Path) -> None:
+def repository(root: Path) -> None:
+    """What looks like the repository, with a module and the embedded model."""
     for name in space.TOP:
-        (tmp_path / name).write_text("")
-    (tmp_path / "deepdoctor").mkdir()
-    with (tmp_path / "deepdoctor" / "weights.bin").open("wb") as file:
+        (root / name).write_text("")
+    shutil.copyfile(ROOT / "pyproject.toml", root / "pyproject.toml")
+    for name in ("__init__.py", "cli.py", "nano/__init__.py", "nano/cases.json", "nano/model/model.safetensors"):
+        (root / "deepdoctor" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "deepdoctor" / name).write_text("")
+
+
+def test_what_merely_lies_in_the_package_is_left_out(tmp_path: Path) -> None:
+    repository(tmp_path)
+    before = space.contents(tmp_path)
+    for name in (
+        *("junk.log", "notes.txt", "data/runs/x.json", "data/runs/x/adapter_model.safetensors", "nano/model/train.log"),
+        *(
+            "nano/data/x.json",
+            "nano/__pycache__/cases.cpython-311.pyc",
+            "ui/fonts/.DS_Store",
+            "data/script.py",
+            "nano/model/old/config.json",
+        ),
+    ):
+        (tmp_path / "deepdoctor" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "deepdoctor" / name).write_text("")
+    assert space.contents(tmp_path) == before
+    assert Path("deepdoctor/nano/model/model.safetensors") in before
+
+
+def test_all_that_belongs_to_the_package_is_there(folder: Path) -> None:
+    listed = subprocess.run(["git", "ls-files", "deepdoctor"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert {path for path in listed.stdout.splitlines() if (ROOT / path).exists()} <= held_by(folder).keys()
+
+
+def test_what_is_too_large_is_named(tmp_path: Path) -> None:
+    repository(tmp_path)
+    with (tmp_path / "deepdoctor" / "nano" / "model" / "model.safetensors").open("wb") as file:
         file.truncate(10_000_000)
-    with pytest.raises(ConfigError, match=r"deepdoctor/weights\.bin is larger than the 10 MB"):
+    with pytest.raises(ConfigError, match=r"deepdoctor/nano/model/model\.safetensors is larger than the 10 MB"):
         space.contents(tmp_path)
 
 
