@@ -150,6 +150,9 @@ def test_what_merely_lies_in_the_package_is_left_out(tmp_path: Path) -> None:
             "ui/fonts/.DS_Store",
             "data/script.py",
             "nano/model/old/config.json",
+            ".old/__init__.py",
+            "ui/fonts/junk.log",
+            "ui/judge/templates/notes.txt",
         ),
     ):
         (tmp_path / "deepdoctor" / name).parent.mkdir(parents=True, exist_ok=True)

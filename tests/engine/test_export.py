@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.core_model_loading import WeightConverter
 from transformers.integrations.bitsandbytes import Bnb4bitDeserialize
 
+from deepdoctor.card import facts_of, model_card
 from deepdoctor.engine.export import export, how_to_read, in_plain_numbers, must_merge, require_room
 from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.protocol import Compare, Export
@@ -89,6 +90,21 @@ def test_what_it_was_made_with_stands_beside_it(trained: Trained, exported: Path
     assert made.proof is not None
     assert config["adapter_hash"] == made.proof.adapter_hash, "by this the card knows the comparisons made with these weights"
     assert config["base_hash"] == tiny.model_of(session).info.base_hash
+
+
+def test_an_interrupted_run_s_export_says_that_it_is_of_its_newest_checkpoint(trained: Trained, tmp_path: Path) -> None:
+    session, whole = trained
+    run = Run(tmp_path / "runs" / "cut")
+    shutil.copytree(whole.path, run.path)
+    shutil.rmtree(run.path / "adapter")
+    newest = run.checkpoints()[-1]
+    run.set_status(state="interrupted", step=newest + 15)
+    folder = export(tiny.model_of(session), run, Export(run.id, merged=False), tmp_path / "out", silent)
+    made = json.loads((folder / "config.json").read_text())
+    assert (made["step"], made["adapter_step"], made["final"]) == (None, newest, False)
+    card = model_card(facts_of(run, [], "owner/m", made))
+    assert f"the checkpoint at step {newest}" in card
+    assert f"{newest + 15}" not in card.split("## Losses")[0]
 
 
 def test_exporting_leaves_the_loaded_base_alone(trained: Trained, exported: Path) -> None:
