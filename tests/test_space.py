@@ -9,11 +9,12 @@ import subprocess
 import sys
 import sysconfig
 import urllib.request
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
 from huggingface_hub import SpaceCard
+from packaging.requirements import Requirement
 
 from deepdoctor import space
 from deepdoctor.errors import ConfigError
@@ -115,6 +116,17 @@ def imports(file: Path) -> set[str]:
 def normal(name: str) -> str:
     """A distribution's name as indexes compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_pins_are_what_a_space_asks_of_gradio_too(folder: Path) -> None:
+    """A Space installs requirements.txt together with gradio[oauth,mcp] of the version in its card, and fails where the two disagree."""
+    lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pins = {found[1].lower().replace("_", "-"): found[2] for line in lines if (found := re.match(r"([\w.-]+)==([^;\s]+)", line))}
+    asked = [Requirement(each) for each in requires("gradio") or ()]
+    wanted = [each for each in asked if not each.marker or any(each.marker.evaluate({"extra": extra}) for extra in ("", "oauth", "mcp"))]
+    assert {"pydantic", "authlib", "mcp", "fastapi"} <= {each.name.lower() for each in wanted}
+    wrong = [str(each) for each in wanted if (pin := pins.get(each.name.lower().replace("_", "-"))) and pin not in each.specifier]
+    assert wrong == []
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
