@@ -5,6 +5,7 @@ from deepdoctor.engine.accelerator import GIB, attention_by
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -70,20 +71,30 @@ def finetune(
     run.log(f"{f'Resuming from step {done}' if done else 'Training'}: {len(rows.train)} rows, {steps} steps.")
     follow = Follow(loaded, run, rows, Tracker(run), should_stop)
     try:
-        if resume:  # what the curve has beyond that step counts no more
-            run.append_metric({"resumed_from": done or BEFORE_ALL})
-        if done < steps:
-            _train(loaded, run, planned, follow, done)
-        else:  # only the adapter was not saved; the trainer would go on to the end of the epoch
-            restore(loaded, run.checkpoint_dir(done))
-            follow.step = done
+        with _rested(loaded, run, model):
+            if resume:  # what the curve has beyond that step counts no more
+                run.append_metric({"resumed_from": done or BEFORE_ALL})
+            if done < steps:
+                _train(loaded, run, planned, follow, done)
+            else:  # only the adapter was not saved; the trainer would go on to the end of the epoch
+                restore(loaded, run.checkpoint_dir(done))
+                follow.step = done
+        if run.writes:
+            _save_adapter(loaded, run, follow)
+    finally:  # only now: it may have to wait for the network
+        follow.tracker.finish(run.probes())
+
+
+@contextmanager
+def _rested(loaded: LoadedModel, run: Run, model: Any) -> Iterator[None]:
+    """However training ends, the model is put right again, and the memory noted that it took."""
+    try:
+        yield
     finally:
         loaded.base.__dict__.pop("forward", None)  # TRL has wrapped it; the next run would wrap the wrapper
         loaded.backend.rest(model)
-        follow.tracker.finish(run.probes())
-        run.set_status(peak_bytes=peak_bytes(loaded.device))
-    if run.writes:
-        _save_adapter(loaded, run, follow)
+        with suppress(OSError):  # a full disk must not hide why training ended
+            run.set_status(peak_bytes=peak_bytes(loaded.device))
 
 
 def _train(loaded: LoadedModel, run: Run, planned: Plan, follow: Follow, done: int) -> None:

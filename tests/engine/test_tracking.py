@@ -1,10 +1,14 @@
 """Weights & Biases with its real client: what it writes offline is read back, and whatever it does, a run goes on."""
 
 import json
+import shlex
 import struct
 import sys
+import time
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +18,8 @@ from deepdoctor.engine.session import Session
 from deepdoctor.engine.tracking import Tracker, in_words
 from deepdoctor.runs import Run
 from tests.engine import tiny
+from tests.engine.tiny import until
+from tests.loopback_wandb import LoopbackWandb
 
 PROBE = {"step": 0, "question": "What is fever?", "reasoning": "Hm.", "response": "An infection."}
 
@@ -147,6 +153,87 @@ def test_without_wandb_installed_the_run_goes_on(session: Session, dataset: Data
     session.finetune(run.id)
     assert run.state == "finished"
     assert "wandb" in run.status["wandb_message"]
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackWandb]:
+    """A W&B server whose API answers while all uploads hang."""
+    import wandb
+
+    with LoopbackWandb() as server:
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        wandb.teardown()  # it looks at the environment only once
+        yield server
+        wandb.teardown()
+
+
+@pytest.mark.timeout(60)
+def test_uploads_that_hang_are_given_up_and_can_be_sent_later(session: Session, dataset: DatasetConfig, stuck: LoopbackWandb) -> None:
+    run = run_with(session, dataset, "online")
+    tracker = Tracker(run, finish_within=2)
+    tracker.log({"step": 1, "loss": 1.0})
+    began = time.monotonic()
+    tracker.finish([PROBE])
+    assert time.monotonic() - began < 10
+    assert any("file_stream" in path for path in stuck.uploads)
+    [said] = [line for line in run.log_tail(99).splitlines() if "Weights & Biases" in line]
+    assert "not everything could be sent within 2 seconds" in said
+    assert said.endswith(run.status["wandb_message"])
+    folder = Path(shlex.split(said)[-1])
+    assert shlex.split(said)[-3:-1] == ["wandb", "sync"]
+    assert [file.suffix for file in folder.glob("*.wandb")] == [".wandb"]
+    assert [row["loss"] for row in history(run) if "loss" in row] == [1.0]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("given_up", [True, False])
+def test_a_run_does_not_wait_for_one_before(session: Session, dataset: DatasetConfig, stuck: LoopbackWandb, given_up: bool) -> None:
+    first, second = (run_with(session, dataset, mode) for mode in ("online", "offline"))
+    tracker = Tracker(first, finish_within=8)
+    tracker.log({"step": 1, "loss": 1.0})
+    assert until(lambda: any("file_stream" in path for path in stuck.uploads))
+    if given_up:
+        tracker._give_up("it was cut off")
+    began = time.monotonic()
+    tracker = Tracker(second)
+    tracker.log({"step": 1, "loss": 2.0})
+    tracker.finish([])
+    assert time.monotonic() - began < 6
+    assert "wandb_message" not in second.status
+    assert [row["loss"] for row in history(second) if "loss" in row] == [2.0]
+
+
+class Slow(ModuleType):
+    """A wandb that notes what was on disk when a run of it had to be finished, of which it never sends everything."""
+
+    url, Settings, Table = "", dict, dict
+
+    def __init__(self, run: Run) -> None:
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)  # libraries look whether it is installed, and for a run that is global
+        self.run, self.dir, self.found = run, str(run.path / "wandb" / "a-run" / "files"), [""]
+
+    def init(self, **_settings: Any) -> "Slow":
+        return self
+
+    def log(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        self.found.append(self.run.state if (self.run.path / "adapter" / "complete.json").exists() else "no adapter")
+        raise TimeoutError
+
+
+def test_the_adapter_is_saved_before_anything_waits_for_the_network(
+    session: Session, dataset: DatasetConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_with(session, dataset, "offline")
+    monkeypatch.setitem(sys.modules, "wandb", Slow(run))
+    session.finetune(run.id)
+    assert sys.modules["wandb"].found[1] == "finished"
+    assert run.state == "finished"
+    assert "wandb sync" in run.status["wandb_message"]
 
 
 class Broken:
