@@ -49,6 +49,7 @@ def model(page: Page, _shown: Shown) -> None:
     expect(fold.locator("#dd-model-takes")).to_contain_text("of weights")
     expect(fold.get_by_label("GPU memory")).to_be_visible()
     fold.get_by_label("GPU memory").fill("-1")
+    expect(fold.locator("#dd-model-takes")).not_to_contain_text("of weights")  # the page has taken it in
     fold.get_by_role("button", name="Load", exact=True).click()
     expect(fold.locator("#dd-model-notice")).to_contain_text("Not loaded")
     expect(fold.locator(".dd-field.dd-wrong")).to_be_visible()
