@@ -98,7 +98,7 @@ def _memory(status: Mapping[str, Any]) -> str:
     if ((status.get("plan") or {}).get("how") or {}).get("devices", 1) > 1:
         of = f"Peak memory of the first {'GPU' if gpu else 'process'}"
     else:
-        of = "Peak memory" if gpu else "Peak memory of the whole engine process since it started"
+        of = "Peak memory" if gpu else "Peak memory of the whole engine process"
     return f'<p class="dd-muted dd-run-memory">{of} {peak / 2**30:.1f} GiB (planned {planned / 2**30:.1f})</p>'
 
 
