@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.backends import TRAINED
-from deepdoctor.engine.fingerprint import checksum
+from deepdoctor.engine.fingerprint import PREFIX, checksum, plain_name
 from deepdoctor.engine.model import LoadedModel, first_line
 from deepdoctor.engine.protocol import ALSO_AT_MOST
 from deepdoctor.errors import ModelError
@@ -23,8 +23,6 @@ from deepdoctor.hub_adapters import CONFIG, WEIGHTS, modules_of, plain_lora
 
 SELECTED_AT_MOST = 1 + ALSO_AT_MOST
 PATTERNS = ("alpha_pattern", "rank_pattern")
-# of the names of a wrapped model's weights
-PREFIX = "base_model.model."
 
 
 def fresh_adapter(loaded: LoadedModel, config: FinetuneConfig, checkpointing: bool = False) -> PeftModel:
@@ -138,7 +136,7 @@ def _fill(peft: PeftModel, folder: Path, name: str, device: torch.device) -> str
 
 def _fitting(loaded: LoadedModel, folder: Path) -> dict[str, Any]:
     """PEFT's configuration of the adapter saved in `folder`, on the modules that its file has tensors for. Raises ModelError."""
-    modules = {name.removeprefix(PREFIX).replace(".base_layer", ""): module for name, module in loaded.base.named_modules()}
+    modules = {plain_name(name): module for name, module in loaded.base.named_modules()}
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
@@ -198,7 +196,7 @@ def adapter_hash(loaded: LoadedModel, name: str) -> str:
 def saved_hash(loaded: LoadedModel, folder: Path) -> str:
     """What `adapter_hash` tells of the adapter saved in `folder` once it is attached, without attaching it."""
     values, digest = load_file(folder / WEIGHTS), hashlib.sha256()
-    modules = dict.fromkeys(name.removeprefix(PREFIX).replace(".base_layer", "") for name, _module in loaded.base.named_modules())
+    modules = dict.fromkeys(plain_name(name) for name, _module in loaded.base.named_modules())
     for module in modules:  # in the order in which the model names them
         for factor in "AB":
             weight = values.get(f"{PREFIX}{module}.lora_{factor}.weight")

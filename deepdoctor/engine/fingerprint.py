@@ -6,12 +6,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+# of the names of a wrapped model's modules and weights
+PREFIX = "base_model.model."
+
+
+def plain_name(name: str) -> str:
+    """The name that a module or weight has in the base, told by one that it has with or without adapters around it."""
+    return name.removeprefix(PREFIX).replace(".base_layer", "")
+
 
 def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and values of the base model's own parameters, whether or not adapters are attached, and of NF4 the scales too."""
     for name, parameter in model.named_parameters():
         if "lora_" not in name:
-            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            plain = plain_name(name)
             yield plain, parameter.data
             scales = getattr(parameter, "quant_state", None)
             for part, value in (scales.as_dict(packed=True) if scales is not None else {}).items():
