@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from deepdoctor.checkpoints import told_best
+from deepdoctor.errors import ModelError
 from deepdoctor.hub_adapters import HubAdapter
 from deepdoctor.runs import Run
 
@@ -59,3 +60,14 @@ def run_updates(runs: list[Run]) -> list[Any]:
         gr.update(choices=choices, value=runs[0].id if runs else None),
         gr.update(choices=steps, value=steps[0][1] if steps else None),
     ]
+
+
+def other_base(run: Run, name: str) -> str:
+    """Which base model a run needs, in words, where that of `name` is in use; "" if it is the same."""
+    return "" if run.model.name == name else f"Run {run.name} was made with {run.model.name}, but {name} is in use."
+
+
+def require_base(run: Run, name: str) -> None:
+    """Raise ModelError, saying what to load, if a run needs another base model than that of `name`."""
+    if needed := other_base(run, name):
+        raise ModelError(f"{needed} Load {run.model.name} first, under Model at the top of the page.")

@@ -19,7 +19,7 @@ from deepdoctor.hub_adapters import FOLDER, HubAdapter
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
 from deepdoctor.ui import history, transcript
-from deepdoctor.ui.choices import FINAL, also_update, run_label, short_name, step_choices
+from deepdoctor.ui.choices import FINAL, also_update, other_base, require_base, run_label, short_name, step_choices
 from deepdoctor.ui.components import escape, limited, note, user_errors
 from deepdoctor.ui.context import Context
 from deepdoctor.ui.findings import findings
@@ -80,9 +80,7 @@ class Handlers:
 
     def needed(self, run: Side) -> str:
         """Which base model a run needs and how to get it, in words; "" if it is the one in use."""
-        if isinstance(run, HubAdapter) or self.fits(run):
-            return ""
-        return f"Run {run.name} was made with {run.model.name}, but {self.context.engine.model.name} is in use."
+        return "" if isinstance(run, HubAdapter) else other_base(run, self.context.engine.model.name)
 
     def needs(self, run: Side | None) -> tuple[Any, Any]:
         """Updates of the note that says which other base model the chosen run needs, and of the button that loads it."""
@@ -179,9 +177,8 @@ class Handlers:
         render_question(question, style_named(style))
         if not run:
             raise ConfigError("Choose the run whose adapter is the tuned side.", field="run")
-        if needed := self.needed(chosen := self.context.side(run)):
-            assert isinstance(chosen, Run)
-            raise ModelError(f"{needed} Load {chosen.model.name} first, under Model at the top of the page.")
+        if isinstance(chosen := self.context.side(run), Run):
+            require_base(chosen, self.context.engine.model.name)
         checkpoint, *also = [None if step in (None, FINAL) else int(step) for step in steps]
         for each in (checkpoint, *also):
             chosen.adapter_dir(each)

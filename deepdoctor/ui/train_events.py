@@ -12,12 +12,13 @@ from deepdoctor.checks import check, token_lengths
 from deepdoctor.config import PRESETS, DatasetConfig, FinetuneConfig, preset
 from deepdoctor.dataset import keep_apart
 from deepdoctor.engine.protocol import ModelInfo
-from deepdoctor.errors import ConfigError, DatasetError, EngineError, ModelError, RunError
+from deepdoctor.errors import ConfigError, DatasetError, EngineError, RunError
 from deepdoctor.estimates import QUICK_SECONDS
 from deepdoctor.plan import plan, require_disk, roughly
 from deepdoctor.prompts import style_named
 from deepdoctor.runs import LIVE_FILES, RESUMABLE, Run, changed_files
 from deepdoctor.ui import run_view
+from deepdoctor.ui.choices import require_base
 from deepdoctor.ui.components import empty_state, note, told_in_place, user_errors
 from deepdoctor.ui.context import Context, name_of
 from deepdoctor.ui.form import Form, problems_of
@@ -272,12 +273,8 @@ def resume_run(context: Context, run_id: str) -> str:
         raise RunError(f"Run {active.name} is training already. Stop it first, or wait for it to end.")
     if run.state not in RESUMABLE:
         raise RunError(f"Run {run.name} is {run.state}; only stopped, interrupted or failed runs can be resumed.")
-    loaded = context.engine.state.model
-    if loaded and loaded.name != run.model.name:
-        raise ModelError(
-            f"Run {run.name} was made with {run.model.name}, but {loaded.name} is in use. Load {run.model.name} first, under Model at the "
-            "top of the page."
-        )
+    if loaded := context.engine.state.model:
+        require_base(run, loaded.name)
     context.engine.finetune(run.id, resume=True)
     return note(f"Resuming {run.name} from step {max(run.checkpoints(), default=0)}.", "ok")
 
