@@ -57,9 +57,10 @@ def measure(model: Path, case: str, folder: Path, steps: int, profile: Path | No
         recipe = preset("article").changed(max_steps=steps, warmup_steps=min(5, steps), base_precision="auto")
         rows = DatasetConfig(source="file", path=str(folder / "rows.jsonl"))
         clock = Clock()
-        with Profiled(profile, clock) as ticked:
+        run = session.runs.create(loaded.config, rows, recipe)
+        with Profiled(profile, clock) as profiled:
             clock.begin()
-            run = session.finetune(session.runs.create(loaded.config, rows, recipe).id, should_stop=ticked)
+            session.finetune(run.id, should_stop=profiled.steps_of(run))
         trained, curve = _peaks(), run.curve()
         switched = [_switch_seconds(loaded, run.adapter_dir(step)) for step in (run.checkpoints()[0], None, run.checkpoints()[0])]
         torch.cuda.reset_peak_memory_stats()

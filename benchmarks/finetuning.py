@@ -83,15 +83,17 @@ def ours(folder: str, case: str, rows: DatasetConfig, recipe: FinetuneConfig, pr
         config = session.load(ModelConfig.of(model)).config
         load_seconds = round(time.perf_counter() - began, 1)
         run = session.runs.create(config, rows, recipe.changed(**changes))
-        with Profiled(profile, clock) as ticked:
-            clock.begin()
-            with Sampled() as start:
+        with Profiled(profile, clock) as profiled, Sampled() as start:
+            counted = profiled.steps_of(run)
 
-                def stepped() -> bool:
+            def asked() -> bool:
+                never = counted()
+                if clock.ends:
                     start.stop()
-                    return ticked()
+                return never
 
-                session.finetune(run.id, should_stop=stepped)
+            clock.begin()
+            session.finetune(run.id, should_stop=asked)
         status = run.status
         return {
             **{"ends": clock.ends, "load_seconds": load_seconds, "wall_seconds": status["wall_seconds"], "plan": status["plan"]},

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from deepdoctor.files import write_text
+from deepdoctor.runs import Run
 
 ARITHMETIC = ("mm", "bmm", "addmm", "baddbmm", "scaled_dot_product", "linear")
 
 
 class Profiled:
-    """Gives what is called after every step; with a file, three steps in the middle are profiled and the tables written there."""
+    """Tells a clock of every step of a run; with a file, three steps in the middle are profiled and the tables written there."""
 
     def __init__(self, file: Path | None, clock: Any) -> None:
         self.file, self.clock = file, clock
@@ -30,12 +32,20 @@ class Profiled:
             self.profiler.start()
         return self
 
-    def __call__(self) -> bool:
-        """Never stops anything."""
-        self.clock.tick()
-        if self.file:
-            self.profiler.step()
-        return False
+    def steps_of(self, run: Run) -> Callable[[], bool]:
+        """What the engine is to ask whether to stop that run. It never does; it is asked after steps and within probes."""
+        last = 0
+
+        def asked() -> bool:
+            nonlocal last
+            if (step := run.status.get("step", 0)) > last:
+                last = step
+                self.clock.tick()
+                if self.file:
+                    self.profiler.step()
+            return False
+
+        return asked
 
     def __exit__(self, *_error: object) -> None:
         if self.file:

@@ -7,17 +7,19 @@ from pathlib import Path
 from deepdoctor.config import FinetuneConfig
 from deepdoctor.engine.protocol import ModelInfo
 
-# The share of the device's matrix rate (ModelInfo.flops) that training reaches; seconds that a batch takes besides on a CPU; seconds in
-# which what a GPU computes of a layer for one batch is launched, without and with checkpointing; seconds a layer takes for a decoded token;
-# and seconds before the first step.
+# The share of the device's matrix rate (ModelInfo.flops) that training reaches; seconds that a batch takes besides on a CPU; how many
+# launches (ModelInfo.launch_seconds) what a GPU computes of a layer for one batch takes, without and with checkpointing; seconds a layer
+# takes for a decoded token; and seconds before the first step.
 # CPU: the embedded model on two cores of an AMD EPYC (2.05e11 FLOP/s) with nobody else on them: steps of 8 rows of 466 tokens took 1.34 to
 # 1.38 s as 8 × 1, 1.34 s as 2 × 4 and 1.63 s as 1 × 8, of 4 rows of 300 tokens 0.41 s; a probe 5.5 ms a token.
-# GPU: an 8B on an H100 (7.6e14 FLOP/s), Unsloth, steps of 8 rows of 724 tokens without padding, cuDNN off. bfloat16: 0.46 s as 8 × 1 (on
-# an H200 0.39 s), 0.52 s as 4 × 2, 2.23 s as 1 × 8, with checkpointing 0.60 s as 8 × 1; 4 bits: 0.45 s as 8 × 1, 1.31 s as 2 × 4, 2.32 s
-# as 1 × 8, with checkpointing 0.65 s as 8 × 1 and 1.99 s as 2 × 4: small batches take what launching takes. A probe 5.7 ms a token.
-TRAINING_EFFICIENCY = {"cpu": 0.31, "16bit": 0.63, "4bit": 0.55}
+# GPU: an 8B, Unsloth, steps of 8 rows of 724 tokens without padding, cuDNN off. H100 (7.6e14 FLOP/s), bfloat16: 0.40 to 0.46 s as 8 × 1 (on
+# an H200 0.39 s), 0.52 s as 4 × 2, with checkpointing 0.60 s as 8 × 1; 4 bits: 0.45 s as 8 × 1, with checkpointing 0.58 to 0.65 s as 8 × 1.
+# A probe 5.7 to 6.5 ms a token. Small batches take what launching takes, and that differs between machines: where 7.4 µs were measured for
+# one, 0.81 s as 2 × 4, 1.59 s as 1 × 8 and with checkpointing 1.23 s as 2 × 4, all in 4 bits; on an H200 beside another processor (7.1 µs)
+# 0.89, 1.74 and 1.25 s; on a third machine, of which it was not measured, 1.31, 2.32 and 1.6 to 2.0 s.
+TRAINING_EFFICIENCY = {"cpu": 0.31, "16bit": 0.61, "4bit": 0.57}
 CPU_SECONDS_PER_BATCH = 0.045
-LAUNCH_SECONDS_PER_LAYER = {False: 8.4e-3, True: 15.5e-3}
+LAUNCHES_PER_LAYER = {False: 910, True: 1340}
 DECODE_SECONDS_PER_LAYER = {"cpu": 0.92e-3, "cuda": 1.8e-4}
 SECONDS_TO_START = {"cpu": 2.5, "cuda": 7.0}
 # more of them where several processes train: each imports its libraries and loads the model. GPU: two H100s
@@ -198,7 +200,7 @@ def seconds_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequ
     read = padded_length(lengths, how.batch, how.padded_to) if how.padded_to else sum(lengths) / len(lengths)
     batch = how.batch * read * operations / rate
     if kind == "cuda":
-        batch = max(batch, model.layers * LAUNCH_SECONDS_PER_LAYER[how.checkpointing])
+        batch = max(batch, model.layers * LAUNCHES_PER_LAYER[how.checkpointing] * model.launch_seconds)
     else:
         batch = (batch + CPU_SECONDS_PER_BATCH) * how.devices  # processes on a CPU share its cores
     batches = max(steps, -(-rows_trained(config, len(lengths), steps) // (how.batch * how.devices)))

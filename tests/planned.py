@@ -25,6 +25,7 @@ LLAMA_8B = ModelInfo(
     eos="<eos>",
     base_hash="",
     flops=790e12,
+    launch_seconds=7.1e-6,
     memory_bytes=140 * 2**30,
     backend="unsloth",
     heads=32,

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import deepdoctor
-from deepdoctor.config import ModelConfig
+from deepdoctor.config import EMBEDDED_MODEL, DatasetConfig, ModelConfig, preset
 from deepdoctor.engine.model import LoadedModel, load
 from deepdoctor.engine.source import EMBEDDED_FOLDER
 from tests.ui.fakes import in_event_loop
@@ -109,6 +109,15 @@ def test_a_long_run_is_watched_in_few_points_and_keeps_few_checkpoints(tmp_path:
     shown = long_run.as_markdown(result)
     assert "1,500 logged steps, 3 viewers at the same moment" in shown
     assert "at most 5; left are those of the steps 1100, 1200" in shown
+
+
+def test_the_benchmark_of_fine_tuning_counts_steps_and_nothing_else() -> None:
+    """The engine asks whether to stop within probes too."""
+    finetuning = benchmark("finetuning")
+    recipe = preset("quick").changed(max_steps=2, warmup_steps=1, held_out_rows=4, probe_tokens=5)
+    found = finetuning.ours(EMBEDDED_MODEL, "ours", DatasetConfig(), recipe, None)
+    assert len(found["ends"]) == 2
+    assert found["ends"] == sorted(found["ends"])
 
 
 def test_every_benchmark_starts_as_its_file_says(tmp_path: Path) -> None:

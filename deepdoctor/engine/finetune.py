@@ -50,9 +50,9 @@ def finetune(
 ) -> None:
     """Train a fresh adapter as the run's configuration says, or continue from the run's newest checkpoint.
 
-    `should_stop` is asked after every optimizer step; on yes a checkpoint is saved and the run ends as "stopped". Metrics, status, log and
-    probe answers are appended to the run's folder. ahead: what of the run was prepared and decided already. Raises DatasetError if no row
-    is usable, RunError if a new run's checkpoints need more than `disk` bytes.
+    `should_stop` is asked after every optimizer step and within probes; on yes a checkpoint is saved and the run ends as "stopped".
+    Metrics, status, log and probe answers are appended to the run's folder. ahead: what of the run was prepared and decided already. Raises
+    DatasetError if no row is usable, RunError if a new run's checkpoints need more than `disk` bytes or its losses are numbers no more.
     """
     config, done = run.finetune, max(run.checkpoints(), default=0) if resume else 0
     if resume and not done:
@@ -191,6 +191,7 @@ def trainer_arguments(run: Run, how: How, steps: int, loaded: LoadedModel) -> SF
         bf16=on_gpu and loaded.dtype == torch.bfloat16,
         fp16=on_gpu and loaded.dtype == torch.float16,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would tell the mean of earlier losses instead
         save_steps=config.checkpoint_steps,
         save_total_limit=None,  # the library knows nothing of our held-out losses: see checkpoints.py
         report_to="none",

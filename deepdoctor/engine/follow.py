@@ -1,5 +1,6 @@
 """Following a training run: the trainer's callback that writes metrics, held-out losses, probe answers and progress, and obeys a stop."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -21,11 +22,14 @@ from deepdoctor.engine.evaluate import evaluate
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.rows import TrainingRows
 from deepdoctor.engine.tracking import Tracker
-from deepdoctor.errors import ConfigError
+from deepdoctor.errors import ConfigError, RunError
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
 from deepdoctor.studies.progress import checkpoints_asked
 from deepdoctor.studies.study import Studies
+
+# after so many losses in a row that are no numbers, a run ends: its weights are none either
+LOST_AFTER = 3
 
 
 class Follow(TrainerCallback, ExportableState):
@@ -44,6 +48,7 @@ class Follow(TrainerCallback, ExportableState):
         self._first, self._earlier = 0, 0.0
         self._tokens = sum(len(row.ids) for row in rows.train)
         self._window_epoch = 0.0
+        self._lost = 0
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback."""
@@ -67,10 +72,20 @@ class Follow(TrainerCallback, ExportableState):
         logs = kwargs["logs"]
         if "loss" not in logs:
             return
-        self.window.append(float(logs["loss"]))
+        self.window.append(loss := float(logs["loss"]))
+        self._require_number(loss, state.global_step)
         if state.global_step % self.config.logging_steps == 0 or state.global_step == state.max_steps:
             self._write(state.global_step, logs)
         self._after_step(state.global_step, state.max_steps)
+
+    def _require_number(self, loss: float, step: int) -> None:
+        """Raise RunError after LOST_AFTER losses in a row that are no numbers; single ones come where numbers are of 16 bits."""
+        self._lost = 0 if math.isfinite(loss) else self._lost + 1
+        if self._lost == LOST_AFTER:
+            raise RunError(
+                f"The loss has not been a number since step {step - LOST_AFTER + 1}. A learning rate that is too high is the usual reason: "
+                f"start again with a lower one. Earlier checkpoints are kept."
+            )
 
     def _write(self, step: int, logs: dict[str, Any]) -> None:
         seconds = time.perf_counter() - self._window_began

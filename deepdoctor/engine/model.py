@@ -1,5 +1,6 @@
 """Loading the base model: its files found, its memory asked for, its weights fingerprinted; and what is told when it cannot be."""
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -210,6 +211,7 @@ def _info(config: ModelConfig, base: Any, tokenizer: PreTrainedTokenizerBase, da
         eos=str(tokenizer.eos_token),
         base_hash=weights_hash,
         flops=_matmul_rate(device, base.get_input_embeddings().weight.dtype),
+        launch_seconds=_launch_seconds(device),
         memory_bytes=accelerator.total_bytes(config.gpu_memory_gib),
         devices=accelerator.devices(),
     )
@@ -237,6 +239,20 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
         return threads * _rate(device, dtype, 512, time.thread_time)
     finally:
         torch.set_num_threads(threads)
+
+
+def _launch_seconds(device: torch.device) -> float:
+    """Seconds of the CPU for one small operation on a GPU: the median of short bursts, none of which fills the queue. 0.0 elsewhere."""
+    if device.type != "cuda":
+        return 0.0
+    number, found = torch.zeros(1, device=device), []
+    for _ in range(1 + 9):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(200):
+            number.add_(1)
+        found.append((time.perf_counter() - began) / 200)
+    return statistics.median(found[1:])
 
 
 def _rate(device: torch.device, dtype: torch.dtype, largest: int, clock: Callable[[], float]) -> float:

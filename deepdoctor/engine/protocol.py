@@ -23,7 +23,8 @@ class ModelInfo:
     projections: per adapted module kind, (inputs, outputs) of one layer; flops: measured forward rate in FLOP/s of a matrix product
     on this device; memory_bytes: what the device has in all. tokenizer_file: a tokenizer.json that `tokenizers` can read. backend: the
     library that loaded it and trains it. decoding: why it is not decoded in pairs but one side after the other; "" if it is.
-    heads: attention's query heads. devices: how many such GPUs the machine has, on a CPU how many cores, for training by several processes.
+    heads: attention's query heads. launch_seconds: measured seconds in which this machine tells a GPU of one operation, 0 off a GPU.
+    devices: how many such GPUs the machine has, on a CPU how many cores, for training by several processes.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModelInfo:
     backend: str = "transformers"
     decoding: str = ""
     heads: int = 0
+    launch_seconds: float = 0.0
     devices: int = 1
 
 

@@ -17,6 +17,7 @@ from deepdoctor.engine.follow import Follow, memory_gib, peak_bytes, reset_peak
 from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.engine.session import Session, never
 from deepdoctor.engine.tracking import Tracker
+from deepdoctor.errors import RunError
 from deepdoctor.estimates import How
 from deepdoctor.runs import Run
 from tests.engine import tiny
@@ -189,6 +190,14 @@ def test_a_loss_that_is_not_a_number_is_still_written_as_json(session: Session, 
     walk(follow, range(1, 2), {1: math.nan})
     [row] = run.curve()
     assert math.isnan(row["loss"])
+
+
+def test_a_run_whose_losses_are_no_numbers_any_more_ends_with_advice(session: Session, dataset: DatasetConfig) -> None:
+    follow, _run = follower(session, dataset)
+    once = {1: 2.0, 2: math.nan, 3: math.inf, 4: 2.0, 5: math.nan, 6: math.nan, 7: math.nan}
+    walk(follow, range(1, 7), once)  # a step that a loss scaler leaves out, and the two after a number, may pass
+    with pytest.raises(RunError, match=r"not been a number since step 5\. .* learning rate"):
+        walk(follow, range(7, 8), once)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts a process's peak anew")

@@ -283,6 +283,7 @@ def test_base_stays_base_whatever_happens(ready: Session, dataset: DatasetConfig
 
 
 def test_it_trains_resumes_and_compares(ready: Session, dataset: DatasetConfig) -> None:
+    assert 1e-6 < tiny.model_of(ready).info.launch_seconds < 1e-4
     run = tiny.new_run(ready, dataset, max_steps=6, optimizer="adamw_torch", lora_rank=8)
     ready.finetune(run.id, should_stop=tiny.StopAfter(3))
     assert run.checkpoints()[-1] == 3

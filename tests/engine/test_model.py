@@ -37,6 +37,7 @@ def test_what_the_page_is_told_about_the_model(loaded: LoadedModel, llama: Path)
     assert info.projections["down_proj"] == (48, 32)
     assert (info.eos, loaded.eos_id) == (EOS, 1)
     assert info.flops > 1e6
+    assert info.launch_seconds == 0
     text = "A fever.<think>"
     from tokenizers import Tokenizer
 
