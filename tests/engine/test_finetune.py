@@ -2,8 +2,8 @@
 
 import gc
 import json
-import math
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
