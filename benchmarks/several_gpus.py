@@ -1,6 +1,6 @@
 """Fine-tuning on several GPUs of one machine beside one of them: tokens a second, losses, stopping and resuming.
 
-    python benchmarks/several_gpus.py FOLDER [--devices 2] [--steps 20] [--seconds 420] [--save NAME]
+    python benchmarks/several_gpus.py FOLDER [--devices 2] [--steps 20] [--case NAME]… [--seconds 420] [--save NAME]
 
 FOLDER holds a model (benchmarks/random_model.py makes one of the 8B's architecture). The article's rows, training only, each time from
 Start with the model loaded: on one GPU; on all with as many rows on each, so that a step has that many times the rows; on all sharing one
@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,9 @@ def measured(session: Session, run: Run, stop_at: int | None = None, resume: boo
     }
 
 
-def measure(folder: str, devices: int, steps: int, seconds: float) -> dict[str, Any]:
-    """All runs, one after the other, while there is time."""
+def measure(folder: str, devices: int, steps: int, ends: float, cases: Sequence[str] = tuple(MEANS)) -> dict[str, Any]:
+    """The runs of these cases, none begun after time.monotonic() is `ends`; one GPU's always: others are compared with it."""
     found: dict[str, Any] = {}
-    ends = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as data:
         rows = DatasetConfig(source="file", path=str(save_rows(Path(data) / "rows.jsonl")))
         session = Session(Path(data))
@@ -85,10 +85,11 @@ def measure(folder: str, devices: int, steps: int, seconds: float) -> dict[str, 
 
         told("one", session.runs.create(config, rows, recipe))
         shared = recipe.changed(devices=devices)
-        told("scaled", session.runs.create(config, rows, shared.changed(rows_per_device=True)))
-        if time.monotonic() < ends:
+        if "scaled" in cases and time.monotonic() < ends:
+            told("scaled", session.runs.create(config, rows, shared.changed(rows_per_device=True)))
+        if "shared" in cases and time.monotonic() < ends:
             told("shared", session.runs.create(config, rows, shared))
-        if time.monotonic() < ends:
+        if "resumed" in cases and time.monotonic() < ends:
             run = session.runs.create(config, rows, shared)
             told("stopped", run, stop_at=STOP_AT)
             if found["stopped"].get("state") == "stopped":
@@ -132,12 +133,13 @@ def main() -> int:
     parser.add_argument("folder")
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--case", action="append", choices=list(MEANS), help="one of the runs, again for more; without it all")
     parser.add_argument("--seconds", type=float, default=420, help="begin no further run after so many")
     parser.add_argument("--save", help="name of a file under benchmarks/results/, without its ending")
     options = parser.parse_args()
     if options.steps <= WARM_UP:
         parser.error(f"--steps must be more than {WARM_UP}: the first are not counted")
-    cases = measure(options.folder, options.devices, options.steps, options.seconds)
+    cases = measure(options.folder, options.devices, options.steps, time.monotonic() + options.seconds, options.case or tuple(MEANS))
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     head = {"machine": machine, "gpus": torch.cuda.device_count(), "model": Path(options.folder).name, "steps": options.steps}
     result = {**head, "versions": versions(), "cases": cases}
