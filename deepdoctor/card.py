@@ -22,6 +22,7 @@ from deepdoctor.runs import Run
 EXAMPLES_SHOWN = 3
 QUOTED = 2_000  # characters of one answer
 FIGURE = "loss.png"
+DATASET_LICENCES = {"FreedomIntelligence/medical-o1-reasoning-SFT": "Apache-2.0"}  # as their pages say
 UNPACKED = "- **Merged into unpacked 4-bit weights**, not into the original's own 16-bit ones: what was lost in 4 bits is lost here too."
 
 
@@ -268,5 +269,6 @@ somebody's health, and not for patient data. It writes fluent text whether or no
 def _licences(facts: CardFacts) -> str:
     lines = [*licence_of(_own(facts)).told]
     if facts.dataset.source == "hub":
-        lines.append("- The dataset has a licence of its own: see its page.")
+        own = f"is under {licence}" if (licence := DATASET_LICENCES.get(facts.dataset.name)) else "has a licence of its own: see its page"
+        lines.append(f"- The dataset {facts.dataset.name} {own}.")
     return "\n".join(["## Licences", "", *lines])

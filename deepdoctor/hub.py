@@ -36,6 +36,7 @@ INSTEAD: dict[Kind, str] = {
     "dataset": "The bundled rows and files work without it.",
     "space": "The app runs on this machine without it.",
 }
+XET_CUT_OFF = ("CAS Client Error", "error sending request")
 KEPT = "What is on disk is kept, and what has been uploaded is not sent again."
 _LISTED = re.compile(r"\[(.*?)\]", re.DOTALL)
 
@@ -169,7 +170,7 @@ def _about_network(chain: list[BaseException], names: set[str], wanted: Wanted) 
         return f"The Hub answered with an error (HTTP {status}). Try again later. {instead}"
     if {"TimeoutException", "TimeoutError", "Timeout"} & names:
         return f"The Hub did not answer in time. Check the network and try again. {instead}"
-    if {"ConnectionError", "TransportError", "LocalEntryNotFoundError"} & names:
+    if {"ConnectionError", "TransportError", "LocalEntryNotFoundError"} & names or _is_xet_cut_off(chain):
         return f"The Hub could not be reached. Check the network and try again. {instead}"
     return None
 
@@ -177,7 +178,13 @@ def _about_network(chain: list[BaseException], names: set[str], wanted: Wanted) 
 def is_passing(error: BaseException) -> bool:
     """Whether the same call may succeed a moment later: the connection broke, or the Hub had an error of its own."""
     chain, _, names = _told_by(error)
-    return (_status(chain) or 0) >= 500 or ("TransportError" in names and "OfflineModeIsEnabled" not in names)
+    broke = bool({"ConnectionError", "TimeoutError", "TransportError"} & names) or _is_xet_cut_off(chain)
+    return (_status(chain) or 0) >= 500 or (broke and "OfflineModeIsEnabled" not in names)
+
+
+def _is_xet_cut_off(chain: list[BaseException]) -> bool:
+    """Whether hf_xet, which moves large files, says in its words, and by no class of its own, that it was cut off."""
+    return any(isinstance(each, RuntimeError) and any(words in str(each) for words in XET_CUT_OFF) for each in chain)
 
 
 def other_trouble(error: BaseException, wanted: Wanted) -> str:

@@ -187,6 +187,10 @@ def _open(api: HfApi, repo: str, private: bool, mark: dict[str, object], overwri
         info = api.model_info(repo)
         if private and not info.private:
             raise RunError(f"{repo} is public already. Publish it as public, or choose another name.") from None
+        if info.private and not private:
+            raise RunError(
+                f"{repo} is private already. Publish it as private, or make it public in its settings on the Hub first."
+            ) from None
         there = {file.rfilename for file in info.siblings or []} - {".gitattributes"}
         if there and not overwrite and not (MARK in there and _mark_of(api, repo, info.sha) == mark):
             raise RunError(f"{repo} has other content already. Choose another name, or say that it is to be overwritten.") from None

@@ -274,12 +274,13 @@ def this_process() -> list[float]:
 
 
 def is_alive(process: Sequence[float] | None) -> bool:
-    """Whether a process named by `this_process` still runs."""
+    """Whether a process named by `this_process` still runs; one that has ended and was not awaited does not."""
     if not process:
         return False
     pid, created = process
     try:
-        return psutil.Process(int(pid)).create_time() == created
+        found = psutil.Process(int(pid))
+        return found.create_time() == created and found.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -92,6 +92,12 @@ def test_the_metadata_of_a_merged_model() -> None:
     assert (data.base_model, data["base_model_relation"], data.library_name) == (OWN, "finetune", "transformers")
 
 
+def test_the_dataset_s_licence_is_told_where_it_is_known() -> None:
+    assert "The dataset FreedomIntelligence/medical-o1-reasoning-SFT is under Apache-2.0." in model_card(replace(FACTS, dataset=HUB))
+    other = replace(FACTS, dataset=DatasetConfig(source="hub", name="someone/cases"))
+    assert "The dataset someone/cases has a licence of its own: see its page." in model_card(other)
+
+
 @pytest.mark.parametrize(
     ("base", "license_id"),
     [

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 
 from deepdoctor.config import DatasetConfig
 from deepdoctor.errors import DatasetError
-from deepdoctor.hub import read_hub
+from deepdoctor.hub import is_passing, read_hub
 
 CONFIG = DatasetConfig(source="hub", name="owner/cases", config="en", split="train", revision="abc", first_rows=2)
 ROW = {"Question": "q", "Complex_CoT": "c", "Response": "r"}
@@ -78,6 +78,10 @@ CASES: dict[str, tuple[Exception, list[str]]] = {
         caused(ConnectionError("Couldn't reach 'owner/cases' on the Hub"), LocalEntryNotFoundError("Cannot find the requested files")),
         ["could not be reached", "network"],
     ),
+    "large file, no network": (
+        RuntimeError("Data processing error: CAS Client Error: Request error: error sending request for url"),
+        ["could not be reached", "network"],
+    ),
     "no connection": (httpx.ConnectError("Name or service not known"), ["could not be reached"]),
     "timeout": (caused(ConnectionError("Couldn't reach"), httpx.ReadTimeout("The read operation timed out")), ["did not answer in time"]),
     "wrong token": (HfHubHTTPError("401", response=answered(401)), ["HTTP 401", "HF_TOKEN"]),
@@ -97,6 +101,22 @@ def test_errors_in_the_users_words(name: str) -> None:
         assert word in str(caught.value)
     assert caught.value.__cause__ is error
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (httpx.ConnectError("refused"), True),
+        (ConnectionError("Network error: error sending request for url"), True),  # as hf_xet says it of an upload
+        (RuntimeError("Data processing error: CAS Client Error: Request error"), True),  # and of a download
+        (HfHubHTTPError("502", response=answered(502)), True),
+        (HfHubHTTPError("403", response=answered(403)), False),
+        (OfflineModeIsEnabled("offline"), False),
+        (RuntimeError("The disk caught fire"), False),
+    ],
+)
+def test_what_may_succeed_a_moment_later(error: Exception, passing: bool) -> None:
+    assert is_passing(error) == passing
 
 
 def test_an_error_in_the_middle_of_the_rows_is_translated_too() -> None:

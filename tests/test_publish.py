@@ -201,6 +201,13 @@ def test_what_is_to_be_private_does_not_go_into_a_public_repository(token: str, 
         publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
 
 
+@pytest.mark.usefixtures("loopback_hub")
+def test_what_is_to_be_public_does_not_stay_private_unsaid(token: str, folder: Path) -> None:
+    publish(folder, Destination("doctor/Llama-x"), token=token, say=silent)
+    with pytest.raises(RunError, match=r"is private already\. Publish it as private, or make it public"):
+        publish(folder, Destination("doctor/Llama-x", private=False), token=token, say=silent)
+
+
 def test_nothing_is_published_without_a_card(loopback_hub: LoopbackHub, token: str, folder: Path) -> None:
     (folder / "merged" / "README.md").unlink()
     with pytest.raises(RunError, match="no model card"):

@@ -154,8 +154,9 @@ def _fitting(loaded: LoadedModel, folder: Path) -> dict[str, Any]:
                 "other kinds of adapter cannot be compared in pairs. Choose a plain LoRA adapter."
             )
         module, is_first = modules.get(name), factor.startswith("A")
-        width = module and (module.in_features if is_first else module.out_features)
-        wanted = width and ([rank, width] if is_first else [width, rank])
+        if module is None:
+            raise ModelError(f"This adapter was not trained on {loaded.config.name}: it holds {key}, and the model has no {name}.")
+        wanted = [rank, module.in_features] if is_first else [module.out_features, rank]
         if shape != wanted:
             raise ModelError(f"This adapter was not trained on {loaded.config.name}: {key} has shape {shape}, the model expects {wanted}.")
     return plain_lora(config, modules_of(folder / WEIGHTS, folder.name), f"The adapter in {folder.name}")

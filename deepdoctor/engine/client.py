@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 from deepdoctor.comparison import Comparison
 from deepdoctor.config import ModelConfig
+from deepdoctor.engine.lost import Lost
 from deepdoctor.engine.protocol import Compare, EngineState, Event, Export, Finetune, Load, Prepare, Request, Stop
-from deepdoctor.engine.unwritten import TRY_EVERY, Unwritten
 from deepdoctor.errors import EngineError
 from deepdoctor.runs import Runs
 from deepdoctor.studies.study import Studies
@@ -48,7 +48,7 @@ class EngineClient:
         self._listener: threading.Thread | None = None
         self._closed = False
         self._deaths: list[float] = []
-        self._unwritten = Unwritten()
+        self._lost = Lost()
 
     @property
     def state(self) -> EngineState:
@@ -62,22 +62,9 @@ class EngineClient:
 
     def start(self) -> None:
         """Mark runs that an earlier process left running, spawn the engine process and let it load the model. Returns at once."""
-        self._mark_lost("The app was restarted while it was training.", "The app was restarted while the answers were being prepared.")
+        during = "The app was restarted while"
+        self._lost.mark(self.runs, self.studies, f"{during} it was training.", f"{during} the answers were being prepared.")
         self._spawn()
-
-    def _mark_lost(self, why_run: str, why_study: str) -> None:
-        """Mark runs and studies that no process works on any more; while the disk has no room for that, try again until it has."""
-        for run in self.runs.lost():
-            self._unwritten.write(run, "interrupted", f"{why_run} Resume continues from the last checkpoint.")
-        for study in self.studies.lost():
-            self._unwritten.write(study, "interrupted", f"{why_study} Prepare the answers again to go on.")
-        if self._unwritten:
-            threading.Thread(target=self._mark_later, name="engine-unwritten", daemon=True).start()
-
-    def _mark_later(self) -> None:
-        while self._unwritten and not self._closed:
-            time.sleep(TRY_EVERY)
-            self._unwritten.again()
 
     def _spawn(self) -> None:
         ours, theirs = Pipe()
@@ -125,7 +112,7 @@ class EngineClient:
     def _died(self, code: int) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         why = f"The engine process {how}; see engine.log in the data folder."
-        self._mark_lost(why, why)
+        self._lost.mark(self.runs, self.studies, why, why)
         now = time.monotonic()
         self._deaths = [death for death in self._deaths if now - death < 60] + [now]
         again = len(self._deaths) <= RESTARTS_PER_MINUTE
@@ -280,6 +267,7 @@ class EngineClient:
         """End the engine process. A run that was training stays resumable."""
         with self._life:
             self._closed = True
+        self._lost.close()
         if self._connection:
             # Closing would wake neither end: our listener is inside a read, which keeps the pipe open. Shutting our direction down ends
             # the engine's loop; the listener ends when the engine does.

@@ -28,7 +28,7 @@ from deepdoctor.runs import Run
 from deepdoctor.studies.progress import checkpoints_asked
 from deepdoctor.studies.study import Studies
 
-# after so many losses in a row that are no numbers, a run ends: its weights are none either
+# after so many losses in a row that are no numbers, a run ends
 LOST_AFTER = 3
 
 
@@ -72,20 +72,28 @@ class Follow(TrainerCallback, ExportableState):
         logs = kwargs["logs"]
         if "loss" not in logs:
             return
-        self.window.append(loss := float(logs["loss"]))
-        self._require_number(loss, state.global_step)
-        if state.global_step % self.config.logging_steps == 0 or state.global_step == state.max_steps:
+        self.window.append(float(logs["loss"]))
+        lost = self._is_lost(logs)
+        if lost or state.global_step % self.config.logging_steps == 0 or state.global_step == state.max_steps:
             self._write(state.global_step, logs)
+        if lost:
+            raise RunError(
+                f"The run diverged at step {state.global_step}: its loss or the adapter's weights are no numbers any more. A learning rate "
+                "that is too high is the usual reason: start again with a lower one. Checkpoints of earlier steps are kept."
+            )
         self._after_step(state.global_step, state.max_steps)
 
-    def _require_number(self, loss: float, step: int) -> None:
-        """Raise RunError after LOST_AFTER losses in a row that are no numbers; single ones come where numbers are of 16 bits."""
+    def _is_lost(self, logs: dict[str, Any]) -> bool:
+        """Whether nothing comes of going on: weights that are no numbers, told before they are saved, or LOST_AFTER such losses in a row.
+
+        A single step without numbers comes where they are of 16 bits: its gradients are too large, and it changes no weight.
+        """
+        loss, gradient = self.window[-1], float(logs.get("grad_norm", 0.0))
         self._lost = 0 if math.isfinite(loss) else self._lost + 1
-        if self._lost == LOST_AFTER:
-            raise RunError(
-                f"The loss has not been a number since step {step - LOST_AFTER + 1}. A learning rate that is too high is the usual reason: "
-                f"start again with a lower one. Earlier checkpoints are kept."
-            )
+        if math.isfinite(loss) and math.isfinite(gradient):
+            return False
+        trained = (weight for weight in self.loaded.peft.parameters() if weight.requires_grad) if self.loaded.peft else ()
+        return self._lost == LOST_AFTER or not all(bool(weight.isfinite().all()) for weight in trained)
 
     def _write(self, step: int, logs: dict[str, Any]) -> None:
         seconds = time.perf_counter() - self._window_began

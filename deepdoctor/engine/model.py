@@ -22,7 +22,7 @@ from deepdoctor.engine.fingerprint import base_hash
 from deepdoctor.engine.forward import why_unpaired
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.engine.source import folder_of, numbers_for, parameters_in
-from deepdoctor.errors import ModelError, is_out_of_memory
+from deepdoctor.errors import ModelError, is_disk_full, is_out_of_memory
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # for the fingerprint, the tokenizer and a first answer, beside the weights
@@ -134,8 +134,8 @@ def load_found(found: Found, data_dir: Path, report: Report = unheard, free: Fre
                 f"{f', and {len(missing) - 1} more' if missing[1:] else ''}. Fetch it again."
             )
         base = (base if found.four_bit else base.to(found.device)).eval().requires_grad_(False)
-    report("Fingerprinting the base weights", 0.8)
-    info = replace(_info(config, base, tokenizer, Path(data_dir), (backend.name, found.precision)), decoding=found.decoding)
+        report("Fingerprinting the base weights", 0.8)
+        info = replace(_info(config, base, tokenizer, Path(data_dir), (backend.name, found.precision)), decoding=found.decoding)
     return LoadedModel(config, base, tokenizer, info, backend, found.folder)
 
 
@@ -155,11 +155,15 @@ def told_as_model_error(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SafetensorError, KeyError) as error:
+        if is_disk_full(error):
+            raise
         raise ModelError(f"The model {name} could not be loaded: {first_line(error)}. Check its name, and that it is there.") from error
     except (TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise ModelError(
             f"The model {name} is damaged: its configuration makes no sense ({type(error).__name__}: {first_line(error)}). Fetch it again."
         ) from error
+    except ImportError as error:
+        raise ModelError(f"The model {name} could not be loaded: it needs a package that is not there ({first_line(error)}).") from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -80,13 +80,20 @@ class Session:
             self.loaded, self._pairs = load_found(found, self.data_dir, report, self.free), None
         except ModelError as error:
             failed = str(error)  # and not the error, whose traceback holds half a model
+        except Exception:
+            self._give_back_memory()
+            raise
         free()
         if failed:
-            if self.loaded:
-                prepare_device(self.loaded.config.gpu_memory_gib)
+            self._give_back_memory()
             raise ModelError(failed)
         assert self.loaded
         return self.loaded
+
+    def _give_back_memory(self) -> None:
+        """The current model, if any, may use as much of the GPU again as it asked for."""
+        if self.loaded:
+            prepare_device(self.loaded.config.gpu_memory_gib)
 
     def _load_instead(self, found: Found, report: Report) -> LoadedModel:
         """Give up the current model for another one. If that fails the former is loaded again, and ModelError raised."""

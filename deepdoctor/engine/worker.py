@@ -66,24 +66,28 @@ def take_place(cuda: bool) -> int:
     return rank
 
 
-def train(run: Run, job: dict[str, Any], wanted: Callable[[], bool]) -> None:
-    """Load the model and train the run beside the other processes. `wanted`: whether to go on; the first process's answer counts."""
+def train(run: Run, job: dict[str, Any], engine_waits: Callable[[], bool]) -> None:
+    """Load the model and train the run beside the other processes, until the first of them sees that it is to stop or nobody waits."""
     import torch
     from torch import distributed
 
     from deepdoctor.engine.ahead import Ahead
     from deepdoctor.engine.finetune import finetune
     from deepdoctor.engine.model import load
+    from deepdoctor.engine.several import workers_folder
     from deepdoctor.planner import Decision
 
     # among several processes accelerate calls the CPU cpu:0, a place from which torch cannot restore an optimizer
     torch.serialization.register_package(0, lambda _stored: None, lambda stored, place: stored if place == "cpu:0" else None)
     ahead = Ahead(ModelConfig.of(job["model"]), decision=Decision.of(job["decision"]))
     loaded = load(ahead.model, run.path.parents[1])
+    if not engine_waits():  # it died meanwhile, and another process may have resumed the run
+        return
     loaded.info = replace(loaded.info, devices=int(os.environ["WORLD_SIZE"]))
 
     def should_stop() -> bool:
-        said = torch.tensor([not wanted()], dtype=torch.uint8, device=loaded.device)
+        wanted = engine_waits() and not (workers_folder(run) / "stop").exists()
+        said = torch.tensor([not wanted], dtype=torch.uint8, device=loaded.device)
         distributed.broadcast(said, src=0)
         return bool(said.item())
 
@@ -129,7 +133,7 @@ def main() -> None:
     run = ReadRun(path) if rank else Run(path)
     try:
         if watched():
-            train(run, job, lambda: watched() and not (folder / "stop").exists())
+            train(run, job, watched)
     except Exception as error:
         print_trace()
         if not (folder / "error.json").exists():

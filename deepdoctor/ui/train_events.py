@@ -159,9 +159,10 @@ class TrainEvents:
             active = self.context.runs.active()
             if active is None:
                 raise RunError("No run is training.")
-            if active.is_claimed() and active.status["process"][0] != self.context.engine.pid:
+            engine = self.context.engine  # of several processes it is not the engine's own that trains
+            if active.is_claimed() and active.status["process"][0] != engine.pid and engine.state.run != active.id:
                 raise RunError(f"{active.name} is trained by another program, not by this app. Stop it there, with Ctrl-C.")
-            self.context.engine.stop_training()
+            engine.stop_training()
             return note(f"Stopping {active.name} after this step; a checkpoint is saved.")
 
         yield from told_in_place(work, str)

@@ -359,17 +359,18 @@ def test_an_unexpected_error_is_written_down_and_the_next_run_trains(session: Se
 
 
 def test_losses_that_are_no_numbers_are_not_told_as_if_they_were(session: Session, dataset: DatasetConfig) -> None:
-    run = tiny.new_run(session, dataset, max_steps=6, held_out_rows=0, probe_steps=0)
+    run = tiny.new_run(session, dataset, max_steps=6, held_out_rows=0, probe_steps=0, checkpoint_steps=1)
     norm = tiny.model_of(session).base.model.norm.weight
     sound = norm.detach().clone()
     norm.data.fill_(math.nan)
     try:
-        with pytest.raises(RunError, match="since step 1"):
+        with pytest.raises(RunError, match="diverged at step 1:"):
             session.finetune(run.id)
     finally:
         norm.data.copy_(sound)
     assert run.state == "failed"
     assert all(math.isnan(loss) for loss in tiny.losses(run).values())
+    assert run.checkpoints() == []
 
 
 def test_training_prints_nothing(session: Session, dataset: DatasetConfig, capfd: pytest.CaptureFixture[str]) -> None:

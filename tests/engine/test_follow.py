@@ -196,8 +196,19 @@ def test_a_run_whose_losses_are_no_numbers_any_more_ends_with_advice(session: Se
     follow, _run = follower(session, dataset)
     once = {1: 2.0, 2: math.nan, 3: math.inf, 4: 2.0, 5: math.nan, 6: math.nan, 7: math.nan}
     walk(follow, range(1, 7), once)  # a step that a loss scaler leaves out, and the two after a number, may pass
-    with pytest.raises(RunError, match=r"not been a number since step 5\. .* learning rate"):
+    with pytest.raises(RunError, match=r"diverged at step 7: .* learning rate"):
         walk(follow, range(7, 8), once)
+
+
+def test_weights_that_are_no_numbers_end_a_run_before_they_are_saved(session: Session, dataset: DatasetConfig) -> None:
+    follow, run = follower(session, dataset, logging_steps=4)
+    assert follow.loaded.peft is not None
+    weight = next(each for each in follow.loaded.peft.parameters() if each.requires_grad)
+    walk(follow, range(1, 3), {1: 2.0, 2: math.nan})
+    weight.data[0] = math.nan
+    with pytest.raises(RunError, match="diverged at step 3"):
+        walk(follow, range(3, 4), {3: math.nan})
+    assert list(tiny.losses(run)) == [3], "what was logged until then is written"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts a process's peak anew")

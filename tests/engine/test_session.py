@@ -207,6 +207,20 @@ def test_loading_the_same_model_again_keeps_it_and_another_replaces_it(session: 
     assert other.info.base_hash != first.info.base_hash
 
 
+def test_memory_that_ends_behind_the_weights_is_told_and_the_former_model_stays(
+    session: Session, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tiny.save_model(tmp_path / "other", seed=1)
+
+    def full(_base: object) -> str:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("deepdoctor.engine.model.base_hash", full)
+    with pytest.raises(ModelError, match="does not fit into this machine's memory"):
+        session.load(ModelConfig(name=str(other)))
+    assert tiny.model_of(session).config.name == str(llama)
+
+
 def test_reloading_mends_weights_that_were_tampered_with(session: Session, trained: tuple[Session, Run], llama: Path) -> None:
     shutil.copytree(trained[1].path, session.runs.root / trained[1].id)
     _name, weight = list(base_weights(tiny.model_of(session).base))[3]

@@ -217,6 +217,15 @@ def test_stop_asks_the_engine(events: TrainEvents, context: Context) -> None:
     assert engine(context).training_stops == 1
 
 
+def test_a_run_that_processes_of_the_engine_train_is_stopped_through_it(events: TrainEvents, context: Context) -> None:
+    run = fake_run(context.runs.root.parent, "shared", "running")
+    run.claim()  # by another process than the engine's own, as several GPUs' first process does
+    assert "trained by another program" in refusal(events.stop())
+    engine(context).state = replace(engine(context).state, phase="busy", run=run.id)
+    assert "Stopping shared" in next(events.stop())
+    assert engine(context).training_stops == 1
+
+
 @pytest.mark.parametrize("state", ["stopped", "interrupted", "failed"])
 def test_resume_continues_the_shown_run(events: TrainEvents, context: Context, state: str) -> None:
     run = fake_run(context.runs.root.parent, "cut", state)
