@@ -209,3 +209,18 @@ def test_a_wrong_environment_is_named_as_the_user_wrote_it(monkeypatch: pytest.M
 
 def test_json_carries_every_setting() -> None:
     assert set(json.loads(preset("full_epoch").to_json())) == set(FinetuneConfig.model_fields)
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_a_space_keeps_its_data_in_the_mounted_storage_if_that_can_hold_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mounted: bool
+) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: mounted and Path(path) == storage)
+    monkeypatch.setattr("deepdoctor.config.SPACE_STORAGE", storage)
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    assert Settings.from_environment().data_dir != storage
+    monkeypatch.setenv("SPACE_ID", "owner/deepdoctor")
+    assert (Settings.from_environment().data_dir == storage) == mounted
+    assert Settings.from_environment({"data_dir": "elsewhere"}).data_dir == Path("elsewhere")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from deepdoctor.config import FinetuneConfig, ModelConfig
+from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import DeepDoctorError, is_disk_full, is_out_of_memory, print_trace, told
 from deepdoctor.files import write_json
 from deepdoctor.runs import Run, Runs, is_alive
@@ -66,6 +67,11 @@ def take_place(cuda: bool) -> int:
     return rank
 
 
+def of_machine(info: ModelInfo, processes: int, cuda: bool) -> ModelInfo:
+    """The model as a plan for all processes sees it: each has measured a GPU of its own, or its share of the CPU's cores."""
+    return replace(info, devices=processes, flops=info.flops * (1 if cuda else processes))
+
+
 def train(run: Run, job: dict[str, Any], engine_waits: Callable[[], bool]) -> None:
     """Load the model and train the run beside the other processes, until the first of them sees that it is to stop or nobody waits."""
     import torch
@@ -83,7 +89,7 @@ def train(run: Run, job: dict[str, Any], engine_waits: Callable[[], bool]) -> No
     loaded = load(ahead.model, run.path.parents[1])
     if not engine_waits():  # it died meanwhile, and another process may have resumed the run
         return
-    loaded.info = replace(loaded.info, devices=int(os.environ["WORLD_SIZE"]))
+    loaded.info = of_machine(loaded.info, int(os.environ["WORLD_SIZE"]), job["cuda"])
 
     def should_stop() -> bool:
         wanted = engine_waits() and not (workers_folder(run) / "stop").exists()

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -19,12 +20,13 @@ from deepdoctor.engine.finetune import Filled
 from deepdoctor.engine.protocol import Compare
 from deepdoctor.engine.session import Session
 from deepdoctor.engine.several import end, launch_command, why_failed, workers_folder
-from deepdoctor.engine.worker import ENGINE_GONE, ReadRun, take_place
+from deepdoctor.engine.worker import ENGINE_GONE, ReadRun, of_machine, take_place
 from deepdoctor.errors import ConfigError, EngineError
 from deepdoctor.files import write_json
 from deepdoctor.runs import Run
 from tests.engine import tiny
 from tests.engine.across import begin, log_of, training
+from tests.planned import LLAMA_8B, NANO
 
 STEPS = 40
 # 9 rows in steps of 4, 4 and 1: on each of two devices 1 × 2 rows, again, and then one row on the first and a blank one on the second
@@ -149,6 +151,11 @@ def test_processes_after_the_first_write_nothing(opened: Session, dataset: Datas
     assert {file: file.read_bytes() for file in run.path.iterdir()} == before
     assert not reader.writes
     assert reader.finetune == run.finetune.changed(wandb="off", probe_steps=0)
+
+
+def test_processes_plan_with_the_whole_machine() -> None:
+    assert of_machine(LLAMA_8B, 2, cuda=True) == replace(LLAMA_8B, devices=2)
+    assert of_machine(NANO, 2, cuda=False) == replace(NANO, devices=2, flops=2 * NANO.flops)
 
 
 @pytest.mark.parametrize(("visible", "seen"), [(None, "1"), ("4,6", "6"), ("GPU-a, GPU-b", "GPU-b")])
