@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def measured(session: Session, run: Run, stop_at: int | None = None, resume: boo
     }
 
 
-def measure(folder: str, devices: int, steps: int, ends: float, cases: Sequence[str] = tuple(MEANS)) -> dict[str, Any]:
+def measure(folder: str, devices: int, steps: int, ends: float, cases: Collection[str]) -> dict[str, Any]:
     """The runs of these cases, none begun after time.monotonic() is `ends`; one GPU's always: others are compared with it."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as data:
@@ -83,13 +83,16 @@ def measure(folder: str, devices: int, steps: int, ends: float, cases: Sequence[
                 found[case]["of_arithmetic"] = round(rate / limit, 3)
             print(case, json.dumps(found[case]), file=sys.stderr, flush=True)
 
+        def due(case: str) -> bool:
+            return case in cases and time.monotonic() < ends
+
         told("one", session.runs.create(config, rows, recipe))
         shared = recipe.changed(devices=devices)
-        if "scaled" in cases and time.monotonic() < ends:
+        if due("scaled"):
             told("scaled", session.runs.create(config, rows, shared.changed(rows_per_device=True)))
-        if "shared" in cases and time.monotonic() < ends:
+        if due("shared"):
             told("shared", session.runs.create(config, rows, shared))
-        if "resumed" in cases and time.monotonic() < ends:
+        if due("resumed"):
             run = session.runs.create(config, rows, shared)
             told("stopped", run, stop_at=STOP_AT)
             if found["stopped"].get("state") == "stopped":
@@ -139,7 +142,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.steps <= WARM_UP:
         parser.error(f"--steps must be more than {WARM_UP}: the first are not counted")
-    cases = measure(options.folder, options.devices, options.steps, time.monotonic() + options.seconds, options.case or tuple(MEANS))
+    cases = measure(options.folder, options.devices, options.steps, time.monotonic() + options.seconds, options.case or MEANS)
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     head = {"machine": machine, "gpus": torch.cuda.device_count(), "model": Path(options.folder).name, "steps": options.steps}
     result = {**head, "versions": versions(), "cases": cases}

@@ -15,27 +15,13 @@ ORDER = (
     *("studies.questions", "studies.trials", "studies.study"),
     *("studies.blinded", "studies.judgments", "studies.judged", "studies.mirror", "studies.statistics", "studies.intervals"),
     *("studies.measures", "studies.contest", "studies.headline", "studies.exports", "studies.results", "studies.figures"),
-    *(
-        "studies.report",
-        "studies.bundle",
-        "studies.draft",
-        "studies.progress",
-        "engine.protocol",
-        "engine.unwritten",
-        "engine.lost",
-        "engine.client",
-    ),
+    *("studies.report", "studies.bundle", "studies.draft", "studies.progress"),
+    *("engine.protocol", "engine.unwritten", "engine.lost", "engine.client"),
     *("estimates", "planner", "plan", "publish"),
     *("engine", "nano", "preview", "commands", "studies.commands", "flags", "cli", "__main__", "ui", "app"),
 )
 TORCH = {"torch", "transformers", "peft", "trl", "unsloth", "bitsandbytes", "accelerate", "safetensors"}
-TORCH_FREE = {
-    "deepdoctor.engine",
-    "deepdoctor.engine.protocol",
-    "deepdoctor.engine.unwritten",
-    "deepdoctor.engine.lost",
-    "deepdoctor.engine.client",
-}
+TORCH_FREE = {"deepdoctor.engine", *(f"deepdoctor.engine.{name}" for name in ("protocol", "unwritten", "lost", "client"))}
 TORCH_IN_NANO = {"deepdoctor.nano.build", "deepdoctor.nano.refresh", "deepdoctor.nano.tokenizer", "deepdoctor.nano.report"}
 FILES = [*sorted((ROOT / "deepdoctor").rglob("*.py")), ROOT / "app.py"]
 TREES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(file.read_text()) for file in FILES}

@@ -27,7 +27,7 @@ class Lost:
             self._unwritten.write(run, "interrupted", f"{why_run} {RESUME}")
         for study in studies.lost():
             self._unwritten.write(study, "interrupted", f"{why_study} Prepare the answers again to go on.")
-        orphans = {run.id: process for run in runs.list() if is_alive(process := run.status.get("process")) and run.state == "running"}
+        orphans = {run.id: run.status["process"] for run in runs.list() if run.state == "running" and run.is_claimed()}
         if self._unwritten or orphans:
             threading.Thread(target=self._later, args=(runs, orphans), name="engine-lost", daemon=True).start()
 

@@ -78,22 +78,17 @@ class Session:
         failed = ""
         try:
             self.loaded, self._pairs = load_found(found, self.data_dir, report, self.free), None
-        except ModelError as error:
+        except Exception as error:
+            if self.loaded:  # it may use as much of the GPU again as it asked for
+                prepare_device(self.loaded.config.gpu_memory_gib)
+            if not isinstance(error, ModelError):
+                raise
             failed = str(error)  # and not the error, whose traceback holds half a model
-        except Exception:
-            self._give_back_memory()
-            raise
         free()
         if failed:
-            self._give_back_memory()
             raise ModelError(failed)
         assert self.loaded
         return self.loaded
-
-    def _give_back_memory(self) -> None:
-        """The current model, if any, may use as much of the GPU again as it asked for."""
-        if self.loaded:
-            prepare_device(self.loaded.config.gpu_memory_gib)
 
     def _load_instead(self, found: Found, report: Report) -> LoadedModel:
         """Give up the current model for another one. If that fails the former is loaded again, and ModelError raised."""

@@ -72,15 +72,14 @@ def of_machine(info: ModelInfo, processes: int, cuda: bool) -> ModelInfo:
     return replace(info, devices=processes, flops=info.flops * (1 if cuda else processes))
 
 
-def train(run: Run, job: dict[str, Any], engine_waits: Callable[[], bool]) -> None:
-    """Load the model and train the run beside the other processes, until the first of them sees that it is to stop or nobody waits."""
+def train(run: Run, job: dict[str, Any], stop: Path, engine_waits: Callable[[], bool]) -> None:
+    """Load the model and train the run beside the other processes, until the first sees that `stop` is there or nobody waits."""
     import torch
     from torch import distributed
 
     from deepdoctor.engine.ahead import Ahead
     from deepdoctor.engine.finetune import finetune
     from deepdoctor.engine.model import load
-    from deepdoctor.engine.several import workers_folder
     from deepdoctor.planner import Decision
 
     # among several processes accelerate calls the CPU cpu:0, a place from which torch cannot restore an optimizer
@@ -92,7 +91,7 @@ def train(run: Run, job: dict[str, Any], engine_waits: Callable[[], bool]) -> No
     loaded.info = of_machine(loaded.info, int(os.environ["WORLD_SIZE"]), job["cuda"])
 
     def should_stop() -> bool:
-        wanted = engine_waits() and not (workers_folder(run) / "stop").exists()
+        wanted = engine_waits() and not stop.exists()
         said = torch.tensor([not wanted], dtype=torch.uint8, device=loaded.device)
         distributed.broadcast(said, src=0)
         return bool(said.item())
@@ -139,7 +138,7 @@ def main() -> None:
     run = ReadRun(path) if rank else Run(path)
     try:
         if watched():
-            train(run, job, watched)
+            train(run, job, folder / "stop", watched)
     except Exception as error:
         print_trace()
         if not (folder / "error.json").exists():

@@ -66,7 +66,7 @@ class Handlers:
 
     def fits(self, run: Side) -> bool:
         """Whether the run was made with the base model in use; adapters of the Hub are tried on whichever it is."""
-        return isinstance(run, HubAdapter) or run.model.name == self.context.engine.model.name
+        return not self.needed(run)
 
     def choices(self) -> list[tuple[str, Any]]:
         """What can be the tuned side."""

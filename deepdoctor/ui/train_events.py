@@ -159,8 +159,8 @@ class TrainEvents:
             active = self.context.runs.active()
             if active is None:
                 raise RunError("No run is training.")
-            engine = self.context.engine  # of several processes it is not the engine's own that trains
-            if active.is_claimed() and active.status["process"][0] != engine.pid and engine.state.run != active.id:
+            engine = self.context.engine
+            if active.is_claimed() and engine.state.run != active.id:
                 raise RunError(f"{active.name} is trained by another program, not by this app. Stop it there, with Ctrl-C.")
             engine.stop_training()
             return note(f"Stopping {active.name} after this step; a checkpoint is saved.")
