@@ -120,7 +120,8 @@ def build(context: Context, dataset: gr.State, tab: gr.Tab) -> tuple[Callable[..
 
 
 def _build_ask(cases: list[HeldOutCase], quick: str) -> Ask:
-    with gr.Column(visible=True) as empty:
+    # hidden at first: Gradio's page waits for ever for what was in sight at first and is hidden before its scripts have arrived
+    with gr.Column(visible=False) as empty:
         gr.HTML(empty_state(NO_RUN_TITLE, NO_RUN.format(quick=quick)), apply_default_css=False)
         to_train = gr.Button("Go to Train", elem_classes=["dd-go"], min_width=120)
     with gr.Column(visible=False, elem_id="dd-ask") as form:

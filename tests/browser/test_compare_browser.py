@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from deepdoctor.comparison import Further
 from deepdoctor.overlap import Seen
@@ -181,6 +181,18 @@ def test_further_panels_stand_in_columns_where_there_is_room_and_below_each_othe
 
 def test_there_are_enough_payloads_and_all_differ() -> None:
     assert len(set(PAYLOADS)) == len(PAYLOADS) >= 30
+
+
+def test_a_page_whose_scripts_arrive_after_its_first_event_can_be_used(page: Page, trained: Served) -> None:
+    held: list[Route] = []
+    page.route("**/assets/Image-*.js", lambda route: held.append(route))  # a part of every button
+    opened(page, trained)
+    assert held
+    for route in held:
+        route.continue_()
+    trained.feed(fake_comparison())
+    ask(page)
+    expect(part(page, "base", "answer")).to_contain_text("Residual volume")
 
 
 def test_the_fold_is_open_while_thinking_and_closes_when_the_answer_begins(page: Page, trained: Served) -> None:
