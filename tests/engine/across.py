@@ -1,17 +1,20 @@
 """What tests of the real engine process share: asking, training and listening across the pipe."""
 
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from deepdoctor.comparison import Comparison
 from deepdoctor.config import DatasetConfig, SamplingConfig
 from deepdoctor.engine.client import EngineClient
 from deepdoctor.engine.protocol import Compare
 from deepdoctor.errors import DeepDoctorError
+from deepdoctor.files import write_json
 from deepdoctor.runs import Run
 from tests.engine import tiny
 from tests.engine.tiny import until
@@ -34,6 +37,16 @@ def train(client: EngineClient, dataset: DatasetConfig, **changes: object) -> Ru
     run = begin(client, dataset, **changes)
     assert until(lambda: run.state not in ("queued", "running")), log_of(client)
     assert until(lambda: client.state.phase == "ready")
+    return run
+
+
+def adapted_run(client: EngineClient, model: Path, scratch: Path) -> Run:
+    """A finished run whose adapter has random weights, for the model of that folder."""
+    run = client.runs.create(client.model, tiny.write_rows(scratch / "rows.jsonl", tiny.rows()), tiny.recipe())
+    shutil.copytree(tiny.save_adapter(scratch / "adapter", model), run.path / "adapter")
+    write_json(run.path / "adapter" / "complete.json", {"step": 1})
+    write_json(run.path / "questions.json", [])
+    run.set_status(state="finished")
     return run
 
 

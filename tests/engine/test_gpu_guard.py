@@ -1,13 +1,15 @@
 """On an NVIDIA GPU: wide adapters beside narrow ones, whole texts through the decoder, kernels that fail, and held-out losses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from deepdoctor.config import DatasetConfig
+from deepdoctor.config import DatasetConfig, ModelConfig
 from deepdoctor.engine.adapters import select_adapter
+from deepdoctor.engine.client import EngineClient
 from deepdoctor.engine.compare import TOLERANCES
 from deepdoctor.engine.decode import Decoder, Row
 from deepdoctor.engine.evaluate import token_losses
@@ -16,7 +18,9 @@ from deepdoctor.engine.guard import GuardedSteps
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.tokens import Encoded
 from tests.engine import tiny
+from tests.engine.across import QUESTION, Listener, adapted_run, log_of, request
 from tests.engine.test_gpu import FORCED, PROMPT, SHAPE, forced, in_float32, opened, whole
+from tests.engine.tiny import until
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 PRECISIONS = ["bfloat16", "float16", "4bit"]
@@ -131,3 +135,20 @@ def test_a_run_says_in_which_numbers_it_trained_and_its_own_peak(
     assert (status["precision"], status["backend"]) == ("4bit", "unsloth")
     assert 0 < status["peak_bytes"] < 2**31, "what was held before the run does not count"
     assert status["planned_bytes"] > 0
+
+
+def test_running_out_of_memory_while_answering_is_told_and_the_same_process_answers_again(tmp_path: Path) -> None:
+    """The logits of a whole prompt, which the proof needs, are larger than what the process may use."""
+    folder = tiny.save_model(tmp_path / "model", **{**SHAPE, "vocab_size": 128_256, "max_position_embeddings": 16_384})
+    limited = ModelConfig(name=str(folder), precision="bfloat16", gpu_memory_gib=3)
+    with EngineClient(tmp_path / "data", limited) as engine:
+        assert until(lambda: engine.state.phase == "ready", 300), log_of(engine)
+        run, pid = adapted_run(engine, folder, tmp_path), engine.pid
+        short = request(run, most=24)
+        assert Listener(engine, short).join().last.finished
+        refused = Listener(engine, replace(short, question=" ".join([QUESTION] * 800))).join()
+        assert str(refused.error).startswith("Out of memory while answering. Lower the longest answer")
+        again = Listener(engine, replace(short, sampling=short.sampling.changed(seed=2))).join()
+        assert again.last.finished
+        assert again.last.proof is not None
+        assert engine.pid == pid

@@ -1,6 +1,5 @@
 """What an engine process does when memory or the disk runs out or CUDA breaks while it works: everybody is told, and it answers again."""
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,9 @@ from deepdoctor.config import ModelConfig
 from deepdoctor.engine.client import EngineClient
 from deepdoctor.engine.protocol import Export, Finetune, Stop
 from deepdoctor.errors import EngineError
-from deepdoctor.files import write_json
 from deepdoctor.runs import Run
 from tests.engine import tiny
-from tests.engine.across import Listener, log_of, request, training
+from tests.engine.across import Listener, adapted_run, log_of, request, training
 from tests.engine.full_disk import needs_limits, no_room
 from tests.engine.tiny import until
 
@@ -36,13 +34,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory, endless: Path) -> Iterator
 @pytest.fixture(scope="module")
 def adapted(failing: EngineClient, endless: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with a random adapter."""
-    run = failing.runs.create(failing.model, tiny.write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", tiny.rows()), tiny.recipe())
-    saved = tiny.save_adapter(tmp_path_factory.mktemp("adapter"), endless)
-    shutil.copytree(saved, run.path / "adapter")
-    write_json(run.path / "adapter" / "complete.json", {"step": 1})
-    write_json(run.path / "questions.json", [])
-    run.set_status(state="finished")
-    return run
+    return adapted_run(failing, endless, tmp_path_factory.mktemp("adapted"))
 
 
 def ready(client: EngineClient) -> bool:
