@@ -39,7 +39,7 @@ class EngineError(DeepDoctorError):
 
 
 OUT_OF_MEMORY = {
-    "answering": "Lower the longest answer, or ask again when fewer comparisons are being written.",
+    "answering": "Shorten the question, lower the longest answer, or ask again when fewer comparisons are being written.",
     "exporting": "Export without the merged model, or free some memory first.",
     "preparing": "Lower the study's longest answer; what is written stays, and preparing goes on from there.",
     "loading": "Choose a smaller model, or 4 bits.",

@@ -147,7 +147,7 @@ def test_running_out_of_memory_while_answering_is_told_and_the_same_process_answ
         short = request(run, most=24)
         assert Listener(engine, short).join().last.finished
         refused = Listener(engine, replace(short, question=" ".join([QUESTION] * 800))).join()
-        assert str(refused.error).startswith("Out of memory while answering. Lower the longest answer")
+        assert str(refused.error).startswith("Out of memory while answering. Shorten the question, lower the longest answer")
         again = Listener(engine, replace(short, sampling=short.sampling.changed(seed=2))).join()
         assert again.last.finished
         assert again.last.proof is not None

@@ -56,7 +56,7 @@ def test_when_memory_runs_out_all_are_told_and_the_next_is_answered(failing: Eng
     fail(failing, "step")
     for each in asked:
         assert isinstance(each.join().error, EngineError)
-        assert str(each.error).startswith("Out of memory while answering. Lower the longest answer")
+        assert str(each.error).startswith("Out of memory while answering. Shorten the question, lower the longest answer")
     assert ready(failing)
     assert Listener(failing, request(adapted, 3, most=5)).join().last.finished
     steps = (failing.data_dir / "steps").read_text().split()
