@@ -42,11 +42,11 @@ ADAPTER_BYTES = 8  # a float32 weight and its float32 gradient
 # of a checkpoint: a float32 weight; what lies beside weights and optimizer, tokenizer not counted; a step in the trainer's own log
 SAVED_WEIGHT_BYTES, SAVED_BESIDE_BYTES, SAVED_STEP_BYTES = 4, 110_000, 300
 GRADIENT_BYTES = 4  # the same gradient once more, where several devices exchange it
-LOGIT_BYTES = {"transformers": 8, "unsloth": 6}  # a logit and its gradient: both in float32, or one in 16 bit
-# Unsloth's loss works through the logits in pieces of at most so many. With it, steps of 8 rows of 724 tokens of an 8B took, in GiB:
+LOGIT_BYTES = {"transformers": 8, "unsloth": 4}  # a logit and its gradient: both in float32, or both in 16 bit
+# with Unsloth the loss is made of at most so many logits at once. With it, steps of 8 rows of 724 tokens of an 8B took, in GiB:
 # bfloat16 39.9 as 8 × 1, 28.0 as 4 × 2, 19.7 as 1 × 8, with checkpointing 17.9 as 8 × 1; 4 bits 28.7 as 8 × 1, 13.1 as 2 × 4, 10.2 as
 # 1 × 8, with checkpointing 7.1 as 8 × 1 and 7.3 as 2 × 4
-PIECE_OF_LOGITS = 2**28
+PIECE_OF_LOGITS = 2**27
 SCORE_BYTES = 8  # on a CPU, where attention over padded rows keeps them: a float32 score and its share
 # what the held-out loss reads at once: rows, tokens with their padding, and places whose logits are there together
 EVALUATED_ROWS, EVALUATED_TOKENS, EVALUATED_PLACES = 8, 4096, 256

@@ -2,6 +2,7 @@
 
 from deepdoctor.engine.accelerator import HAS_UNSLOTH
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from deepdoctor.engine.head_loss import without_compiling
 from deepdoctor.errors import ModelError
 
 TRAINED = "default"
@@ -26,6 +28,9 @@ class Backend(Protocol):
 
     def attach(self, model: Any, lora: LoraConfig, seed: int, checkpointing: bool) -> PeftModel:
         """The model, bare or with adapters, with one more adapter called TRAINED that is ready to be trained."""
+
+    def training(self) -> AbstractContextManager[None]:
+        """What holds while the trainer runs."""
 
     def rest(self, model: Any) -> None:
         """Leave training: no dropout, no checkpointing, nothing that needs a gradient."""
@@ -56,6 +61,10 @@ class Transformers:
             model.add_adapter(TRAINED, lora)
             return model
         return get_peft_model(model, lora, adapter_name=TRAINED)
+
+    def training(self) -> AbstractContextManager[None]:
+        """Nothing."""
+        return nullcontext()
 
     def rest(self, model: Any) -> None:
         """Evaluation mode without gradient checkpointing."""
@@ -105,6 +114,10 @@ class Unsloth:
             use_rslora=lora.use_rslora,
         )
         return FastLanguageModel.for_training(made, use_gradient_checkpointing=kind) or made
+
+    def training(self) -> AbstractContextManager[None]:
+        """Losses without anything to compile first."""
+        return without_compiling()
 
     def rest(self, model: Any) -> None:
         """Evaluation mode without gradient checkpointing."""

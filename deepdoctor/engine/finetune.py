@@ -113,7 +113,7 @@ def _train(loaded: LoadedModel, run: Run, planned: Plan, follow: Follow, done: i
         order = _shared_order(run, how, len(rows.train), done)
         trainer._get_train_sampler = lambda *_dataset: order
     trainer.remove_callback(PrinterCallback)  # standard output belongs to the caller
-    with attention_by(how.attention):
+    with attention_by(how.attention), loaded.backend.training():
         trainer.train(resume_from_checkpoint=str(run.checkpoint_dir(done)) if done else None)
 
 

@@ -1,13 +1,16 @@
 """On an NVIDIA GPU: wide adapters beside narrow ones, whole texts through the decoder, kernels that fail, and held-out losses."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from deepdoctor.config import DatasetConfig, ModelConfig
+from deepdoctor.engine import head_loss
 from deepdoctor.engine.adapters import select_adapter
 from deepdoctor.engine.client import EngineClient
 from deepdoctor.engine.compare import TOLERANCES
@@ -15,6 +18,7 @@ from deepdoctor.engine.decode import Decoder, Row
 from deepdoctor.engine.evaluate import token_losses
 from deepdoctor.engine.forward import TorchSteps
 from deepdoctor.engine.guard import GuardedSteps
+from deepdoctor.engine.head_loss import UNTRAINED, mean_loss, without_compiling
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.tokens import Encoded
 from tests.engine import tiny
@@ -152,3 +156,46 @@ def test_running_out_of_memory_while_answering_is_told_and_the_same_process_answ
         assert again.last.finished
         assert again.last.proof is not None
         assert engine.pid == pid
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_loss_in_parts_is_no_further_from_float32_than_unsloth_s_own_is(dtype: torch.dtype) -> None:
+    from unsloth.models import llama
+
+    drawn = torch.Generator("cuda").manual_seed(3)
+    hidden = torch.randn(2, 1400, 512, generator=drawn, device="cuda").to(dtype).requires_grad_()
+    head = (0.05 * torch.randn(128_256, 512, generator=drawn, device="cuda")).to(dtype)
+    labels = torch.randint(0, 128_256, (2, 1400), generator=drawn, device="cuda")
+    labels[:, 100:300] = UNTRAINED
+    asked = {"hidden_states": hidden, "lm_head_weight": head, "lm_head_bias": None, "labels": labels, "n_items": torch.tensor(5000)}
+    exact = hidden.detach().float().requires_grad_()
+    wanted = labels[:, 1:].reshape(-1)
+    right = F.cross_entropy((exact[:, :-1] @ head.float().t()).reshape(len(wanted), -1), wanted, reduction="sum") / 5000
+    (slope,) = torch.autograd.grad(right, exact)
+    theirs = llama.unsloth_fused_ce_loss
+    off = {}
+    for name, within in (("theirs", nullcontext()), ("ours", without_compiling())):
+        with within:
+            assert (llama.unsloth_fused_ce_loss is theirs) == (name == "theirs")
+            loss = llama.unsloth_fused_ce_loss(trainer=None, **asked)
+        (gradient,) = torch.autograd.grad(loss, hidden)
+        off[name] = abs(loss.item() - right.item()) / right.item(), ((gradient - slope).norm() / slope.norm()).item()
+    assert llama.unsloth_fused_ce_loss is theirs
+    print(dtype, off)
+    assert off["ours"][0] <= max(1.1 * off["theirs"][0], 1e-5)
+    assert off["ours"][1] <= 1.1 * off["theirs"][1]
+
+
+def test_a_run_s_losses_are_made_in_parts(
+    model: tuple[Path, list[Path]], dataset: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def counted(*given: Any, **more: Any) -> torch.Tensor:
+        asked.append(more)
+        return mean_loss(*given, **more)
+
+    monkeypatch.setattr(head_loss, "mean_loss", counted)
+    session = opened(tmp_path / "data", model[0], "bfloat16")
+    session.finetune(tiny.new_run(session, dataset, max_steps=3, batch_size=2, accumulation=2).id)
+    assert len(asked) == 6
