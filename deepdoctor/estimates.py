@@ -21,7 +21,7 @@ TRAINING_EFFICIENCY = {"cpu": 0.31, "16bit": 0.61, "4bit": 0.57}
 CPU_SECONDS_PER_BATCH = 0.045
 LAUNCHES_PER_LAYER = {False: 910, True: 1340}
 DECODE_SECONDS_PER_LAYER = {"cpu": 0.92e-3, "cuda": 1.8e-4}
-SECONDS_TO_START = {"cpu": 2.5, "cuda": 7.0}
+SECONDS_TO_START = {"cpu": 2.5, "cuda": 6.0}
 # more of them where several processes train: each imports its libraries and loads the model. GPU: two H100s
 SECONDS_FOR_PROCESSES = {"cpu": 8.0, "cuda": 50.0}
 # what cuDNN's attention takes to plan one layer for a length that it has not met: the bfloat16 run above took 1.46 s a step with it
@@ -43,9 +43,10 @@ ADAPTER_BYTES = 8  # a float32 weight and its float32 gradient
 SAVED_WEIGHT_BYTES, SAVED_BESIDE_BYTES, SAVED_STEP_BYTES = 4, 110_000, 300
 GRADIENT_BYTES = 4  # the same gradient once more, where several devices exchange it
 LOGIT_BYTES = {"transformers": 8, "unsloth": 4}  # a logit and its gradient: both in float32, or both in 16 bit
-# with Unsloth the loss is made of at most so many logits at once. With it, steps of 8 rows of 724 tokens of an 8B took, in GiB:
-# bfloat16 39.9 as 8 × 1, 28.0 as 4 × 2, 19.7 as 1 × 8, with checkpointing 17.9 as 8 × 1; 4 bits 28.7 as 8 × 1, 13.1 as 2 × 4, 10.2 as
-# 1 × 8, with checkpointing 7.1 as 8 × 1 and 7.3 as 2 × 4
+# with Unsloth the loss is made of at most so many logits at once. Steps of 8 rows of 724 tokens of an 8B take, in GiB, bfloat16 38.9 as
+# 8 × 1, 4 bits with checkpointing 7.2 as 8 × 1; with Unsloth's own loss, of up to twice as many at 6 bytes, they took bfloat16 39.2 to 39.9
+# as 8 × 1, 28.0 as 4 × 2, 19.7 as 1 × 8, with checkpointing 17.9 as 8 × 1; 4 bits 28.7 as 8 × 1, 13.1 as 2 × 4, 10.2 as 1 × 8, with
+# checkpointing 7.1 as 8 × 1 and 7.3 as 2 × 4
 PIECE_OF_LOGITS = 2**27
 SCORE_BYTES = 8  # on a CPU, where attention over padded rows keeps them: a float32 score and its share
 # what the held-out loss reads at once: rows, tokens with their padding, and places whose logits are there together
