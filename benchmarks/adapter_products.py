@@ -51,7 +51,7 @@ def kinds(width: int) -> dict[str, Callable[[], object]]:
 
 
 def main() -> int:
-    """Time each kind at each width and print. Unsloth multiplies inputs by the first factor once more, for the second's gradient: not counted."""
+    """Time each kind at each width and print. That Unsloth multiplies inputs once more, for a gradient, is not counted."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--save", help="name of a file under benchmarks/results/, without its ending")
     options = parser.parse_args()
