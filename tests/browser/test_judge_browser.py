@@ -124,6 +124,7 @@ def to_the_end(page: Page, judge: str) -> None:
     """Judge and lock every pair, then answer the last question."""
     for number in range(1, PAIRS + 1):
         expect(page.locator("h1")).to_have_text(f"Pair {number} of {PAIRS}")
+        page.wait_for_load_state()  # the heading is there before the script that hears the keys
         if judge == "numbers":
             judged_with_numbers(page, number)
         else:
