@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     *("errors", "files", "prompts", "config", "catalogue", "access", "overlap", "readers", "hub", "download", "space", "dataset"),
     *("tokens", "checks", "runs", "checkpoints", "proof", "comparison", "figures", "origins", "card", "hub_adapters"),
-    *("studies.questions", "studies.trials", "studies.study"),
+    *("studies.questions", "studies.trials", "studies.answers", "studies.study"),
     *("studies.blinded", "studies.judgments", "studies.judged", "studies.mirror", "studies.statistics", "studies.intervals"),
     *("studies.measures", "studies.contest", "studies.headline", "studies.exports", "studies.results", "studies.figures"),
     *("studies.report", "studies.bundle", "studies.draft", "studies.progress"),

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from deepdoctor.comparison import Comparison
 from deepdoctor.config import StudyConfig
-from deepdoctor.engine.adapters import select_adapter
+from deepdoctor.engine.adapters import adapter_hash, select_adapter
 from deepdoctor.engine.compare import Pair, Question, prove_base
 from deepdoctor.engine.decode import Row, transcript
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.pairs import Pairs
 from deepdoctor.prompts import NATIVE, render_question
 from deepdoctor.proof import BaseProof
+from deepdoctor.studies.answers import require_one_adapter
 from deepdoctor.studies.questions import BankQuestion
 from deepdoctor.studies.study import Study
 
@@ -63,12 +64,14 @@ def prepare(pairs: Pairs, study: Study, adapter_folder: Path, should_stop: Calla
     """Write what the study lacks, as many questions at a time as fit into memory, and open it to raters when nothing is missing.
 
     Each answer is on disk as soon as it is written, so a later call goes on where this one ended. When `should_stop` says yes, what is
-    half written is dropped and the study is "interrupted". Raises ProofError, ConfigError or ModelError for what cannot be answered.
+    half written is dropped and the study is "interrupted". Raises ProofError, ConfigError or ModelError for what cannot be answered, and
+    StudyError, before anything is written, if its first answers are of another adapter or base.
     """
     config, seen, pending = study.config, study.seen(), deque(study.pending())
-    adapter = select_adapter(pairs.loaded, adapter_folder)
+    answered, adapter = study.answers(), select_adapter(pairs.loaded, adapter_folder)
+    if pending:
+        require_one_adapter(answered.values(), (adapter_hash(pairs.loaded, adapter), pairs.loaded.info.base_hash))
     done, began = 0, time.monotonic()
-    already = len(study.answers())
     open_: list[Answers] = []
     try:
         while pending or open_:
@@ -84,7 +87,7 @@ def prepare(pairs: Pairs, study: Study, adapter_folder: Path, should_stop: Calla
                 open_.remove(each)
                 done += 1
                 left = (time.monotonic() - began) / done * (len(pending) + len(open_))
-                study.set_status(done=already + done, eta_seconds=round(left, 1))
+                study.set_status(done=len(answered) + done, eta_seconds=round(left, 1))
             if should_stop():
                 study.set_status(state="interrupted", message="Stopped; what is written stays.", eta_seconds=None, process=None)
                 return

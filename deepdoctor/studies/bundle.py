@@ -17,12 +17,13 @@ from typing import Any
 
 from deepdoctor.errors import DeepDoctorError, StudyError
 from deepdoctor.files import read_rows, write_json
+from deepdoctor.studies.answers import Answer
 from deepdoctor.studies.exports import codes, comparator, jsonl, preferences, raters_csv, verdicts_csv, verdicts_jsonl
 from deepdoctor.studies.judged import Judged, standings, unblind
 from deepdoctor.studies.judgments import Row
 from deepdoctor.studies.report import report
 from deepdoctor.studies.results import results
-from deepdoctor.studies.study import Answer, Study
+from deepdoctor.studies.study import Study
 
 PACKAGES = ("deepdoctor", "evalica", "numpy", "sacrebleu", "scipy", "statsmodels")
 NEEDED = ("study.json", "questions.json", "answers.jsonl", "judgments.jsonl", "losses.json", "results.json", "versions.json")

@@ -11,8 +11,8 @@ from typing import Any
 
 from deepdoctor.comparison import Comparison, Transcript
 from deepdoctor.prompts import render_question, style_named
+from deepdoctor.studies.answers import Answer
 from deepdoctor.studies.judged import Judged
-from deepdoctor.studies.study import Answer
 
 Key = tuple[str, int]
 Answers = Mapping[Key, Answer]

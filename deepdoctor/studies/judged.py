@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from deepdoctor.comparison import Transcript, measures
 from deepdoctor.overlap import Grade
+from deepdoctor.studies.answers import Answer
 from deepdoctor.studies.judgments import Ballot, Row, ballot
-from deepdoctor.studies.study import Answer, Study
+from deepdoctor.studies.study import Study
 from deepdoctor.studies.trials import Rater, Trial
 
 Correct = Literal["correct", "partly", "wrong", "unsure"]

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from deepdoctor.comparison import Comparison, Transcript
 from deepdoctor.config import StudyConfig
 from deepdoctor.errors import DeepDoctorError, StudyError
 from deepdoctor.files import append_row, read_rows, write_json
 from deepdoctor.overlap import Grade, Seen
 from deepdoctor.runs import is_alive, this_process
+from deepdoctor.studies.answers import require_one_adapter
 from deepdoctor.studies.questions import BankQuestion, require_unique
 from deepdoctor.studies.trials import (
     LONGEST_NAME,
@@ -34,29 +34,6 @@ from deepdoctor.studies.trials import (
 
 SCHEMA = 1
 State = Literal["preparing", "interrupted", "failed", "open", "closed"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the arms wrote to one question with one seed. `native` is the base under its native prompt, where the study has that arm."""
-
-    comparison: Comparison
-    native: Transcript | None
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "Answer":
-        """From a row of answers.jsonl. Raises RunError, KeyError or TypeError if it is not one."""
-        native = row["native"]
-        fields = Transcript.__dataclass_fields__
-        return cls(Comparison.from_dict(row["comparison"]), native and Transcript(**{name: native[name] for name in fields}))
-
-    def side(self, arm: Arm) -> Transcript:
-        """What one arm wrote. Raises StudyError if the native arm is missing."""
-        if arm != "native":
-            return self.comparison.base if arm == "base" else self.comparison.tuned
-        if self.native is None:
-            raise StudyError("This study has no answers of the base under its native prompt.")
-        return self.native
 
 
 @dataclass(frozen=True)
@@ -134,9 +111,10 @@ class Study:
         return [(question, seed) for question in self.questions() for seed in seeds if (question.id, seed) not in answered]
 
     def open(self) -> None:
-        """Let raters in. Raises StudyError while answers are missing."""
+        """Let raters in. Raises StudyError while answers are missing, or if they are not all of one adapter and base."""
         if missing := len(self.pending()):
             raise StudyError(f"{missing} {'answer is' if missing == 1 else 'answers are'} still missing. Prepare them first.")
+        require_one_adapter(self.answers().values())
         self.set_status(state="open", message="Open to raters", eta_seconds=None, process=None)
 
     def close(self) -> None:

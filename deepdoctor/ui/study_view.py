@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
+from deepdoctor.studies.answers import Answer
 from deepdoctor.studies.draft import Draft
 from deepdoctor.studies.mirror import Copy
 from deepdoctor.studies.progress import Progress, damage_of
 from deepdoctor.studies.questions import BankQuestion
 from deepdoctor.studies.report import report_parts
-from deepdoctor.studies.study import Answer, State, Study
+from deepdoctor.studies.study import State, Study
 from deepdoctor.ui.components import badge, empty_state, escape, note, stats
 from deepdoctor.ui.run_view import duration, when
 

@@ -14,9 +14,10 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.data_utils import is_conversational
 
 from deepdoctor.prompts import THINK_CLOSE
+from deepdoctor.studies.answers import Answer
 from deepdoctor.studies.exports import Answers, jsonl, preferences, verdicts_csv, verdicts_jsonl
 from deepdoctor.studies.judged import Judged
-from deepdoctor.studies.study import Answer, Study
+from deepdoctor.studies.study import Study
 from tests.studies.panel import verdicts
 from tests.studies.prepared import prepared
 

@@ -16,13 +16,14 @@ from deepdoctor.engine.decode import Decoder, Row, transcript
 from deepdoctor.engine.fingerprint import base_weights
 from deepdoctor.engine.prepare import Answers
 from deepdoctor.engine.session import Session
-from deepdoctor.errors import ConfigError, ProofError, RunError
+from deepdoctor.errors import ConfigError, ProofError, RunError, StudyError
 from deepdoctor.files import read_rows
 from deepdoctor.prompts import NATIVE, render_question
 from deepdoctor.runs import Run, Runs
+from deepdoctor.studies.answers import Answer
 from deepdoctor.studies.measures import losses
 from deepdoctor.studies.progress import losses_of
-from deepdoctor.studies.study import Answer, Study
+from deepdoctor.studies.study import Study
 from tests.engine import tiny
 from tests.studies.prepared import created
 
@@ -173,6 +174,20 @@ def test_stopped_in_the_middle_it_goes_on_without_writing_anything_twice(trained
     assert study.state == "open"
 
 
+def test_a_run_trained_on_meanwhile_ends_it_before_two_adapters_are_mixed(copied: tuple[Session, Run], llama: Path) -> None:
+    session, run = copied
+    study = study_of(session, run, 12)
+    session.prepare(study.id, tiny.StopAfter(18))
+    before = rows_of(study)
+    assert len(before) == 8
+    tiny.save_adapter(session.runs.get(run.id).adapter_dir(), llama)
+    with pytest.raises(StudyError, match=r"its run was trained on.*Make a new study"):
+        session.prepare(study.id)
+    assert (study.state, study.status["process"]) == ("failed", None)
+    assert "Make a new study" in study.status["message"]
+    assert rows_of(study) == before
+
+
 def test_the_remaining_time_is_told_between_answers_and_falls(trained: tuple[Session, Run]) -> None:
     session, run = trained
     study = study_of(session, run, 24)
@@ -193,12 +208,13 @@ def test_the_remaining_time_is_told_between_answers_and_falls(trained: tuple[Ses
     assert study.status["eta_seconds"] is None
 
 
-def test_a_study_that_has_all_its_answers_is_opened(trained: tuple[Session, Run]) -> None:
-    session, run = trained
+def test_a_study_that_has_all_its_answers_is_opened_though_its_run_was_trained_on(copied: tuple[Session, Run], llama: Path) -> None:
+    session, run = copied
     study = study_of(session, run, 2)
     session.prepare(study.id)
     study.set_status(state="interrupted")
     before = rows_of(study)
+    tiny.save_adapter(session.runs.get(run.id).adapter_dir(), llama)
     session.prepare(study.id)
     assert study.state == "open"
     assert rows_of(study) == before

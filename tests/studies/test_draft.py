@@ -10,7 +10,7 @@ from deepdoctor.errors import ConfigError, DatasetError, StudyError
 from deepdoctor.studies.draft import Choice, draft, held_out_questions, questions_of
 from deepdoctor.studies.questions import BankQuestion, bundled_bank
 from deepdoctor.studies.study import Studies
-from tests.studies.prepared import bank_question
+from tests.studies.prepared import answer_row, bank_question
 
 CONFIG = StudyConfig(run="r")
 TRAINED = ["Which enzyme is deficient in phenylketonuria?"]
@@ -100,7 +100,7 @@ def test_what_is_asked_of_a_rater_is_what_they_get(tmp_path: Path) -> None:
     assert [question.id for question in study.questions()] == ids(made.questions)
     assert study.status["total"] == 6
     for question, seed in study.pending():
-        study.append_answer({"question": question.id, "seed": seed})
+        study.append_answer(answer_row(study, question, seed))
     study.open()
     assert len(study.join("Ada", "x", 1).trials) == made.pairs + made.repeated
 

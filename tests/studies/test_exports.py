@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from deepdoctor.comparison import Comparison, Transcript
 from deepdoctor.config import SamplingConfig
 from deepdoctor.prompts import ARTICLE, render_question
+from deepdoctor.studies.answers import Answer
 from deepdoctor.studies.exports import Preferences, comparator, preferences, verdicts_csv, verdicts_jsonl
 from deepdoctor.studies.judged import Judged
-from deepdoctor.studies.study import Answer
 from tests.studies.panel import PLAIN, verdicts
 
 BASE = Transcript("Long.</think>\n- A\n- B", 9, 3, 1.0, "stop")

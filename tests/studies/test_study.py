@@ -9,7 +9,8 @@ import pytest
 from deepdoctor.config import StudyConfig
 from deepdoctor.errors import ConfigError, DatasetError, StudyError
 from deepdoctor.overlap import Seen
-from deepdoctor.studies.study import Answer, Studies
+from deepdoctor.studies.answers import Answer
+from deepdoctor.studies.study import Studies
 from deepdoctor.studies.trials import Pair, Trial, assign, repeats
 from tests.studies.prepared import UNSEEN, answer_row, bank_question, created, prepared
 
@@ -79,6 +80,21 @@ def test_preparing_can_go_on_where_it_stopped(tmp_path: Path) -> None:
     study.open()
     assert study.state == "open"
     assert len(study.answers()) == 4
+
+
+@pytest.mark.parametrize("other", ["adapter_hash", "base_hash"])
+def test_answers_of_two_adapters_or_bases_are_not_opened(tmp_path: Path, other: str) -> None:
+    study = created(tmp_path, 3)
+    for number, (question, seed) in enumerate(study.pending()):
+        row = answer_row(study, question, seed)
+        hashes = {"adapter_hash": "first", "base_hash": "first", **({other: "second"} if number == 2 else {})}
+        study.append_answer({**row, "comparison": {**row["comparison"], "proof": hashes}})
+    with pytest.raises(StudyError, match=r"not all be of the same adapter and base.*Make a new study"):
+        study.open()
+    assert study.state == "preparing"
+    study.append_answer({**row, "comparison": {**row["comparison"], "proof": {**hashes, other: "first"}}})
+    study.open()
+    assert study.state == "open"
 
 
 def test_a_study_that_nobody_prepares_is_lost(tmp_path: Path) -> None:

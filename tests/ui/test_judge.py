@@ -14,8 +14,9 @@ from starlette.applications import Starlette
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.types import ASGIApp
 
+from deepdoctor.studies.answers import Answer
 from deepdoctor.studies.judgments import Judgments
-from deepdoctor.studies.study import Answer, Studies, Study
+from deepdoctor.studies.study import Studies, Study
 from deepdoctor.studies.trials import Rater, Trial
 from deepdoctor.ui.components import BANNER, render_answer
 from deepdoctor.ui.judge.app import Judge, judge_routes

@@ -9,9 +9,10 @@ from markupsafe import Markup
 
 from deepdoctor.comparison import Transcript
 from deepdoctor.errors import StudyError
+from deepdoctor.studies.answers import Answer
 from deepdoctor.studies.judgments import SLOTS
 from deepdoctor.studies.questions import BankQuestion
-from deepdoctor.studies.study import Answer, Study
+from deepdoctor.studies.study import Study
 from deepdoctor.studies.trials import Trial
 from deepdoctor.ui.components import render_answer
 
