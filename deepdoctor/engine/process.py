@@ -14,6 +14,8 @@ from typing import Any
 
 from deepdoctor.engine.protocol import Compare, EngineState, Event, Export, Finetune, Load, Phase, Prepare, Request, Stop
 from deepdoctor.errors import DeepDoctorError, Stopped, is_out_of_memory, print_trace, told
+from deepdoctor.runs import Runs
+from deepdoctor.studies.study import Studies
 
 # what an error says was being done
 WORK: dict[type, str] = {Export: "exporting", Prepare: "preparing", Load: "loading", Finetune: "training"}
@@ -89,10 +91,11 @@ class Process:
 
     def _give_up(self, number: int, request: Request) -> None:
         """Drop a request that has not begun."""
-        if isinstance(request, Finetune):
-            self.session.unwritten.write(self.session.runs.get(request.run), "stopped", "Stopped before it began")
-        if isinstance(request, Prepare):
-            self.session.unwritten.write(self.session.studies.get(request.study), "interrupted", "Stopped before it began")
+        with suppress(DeepDoctorError):  # of one whose folder is gone there is nothing to write
+            if isinstance(request, Finetune):
+                self.session.unwritten.write(self.session.runs.get(request.run), "stopped", "Stopped before it began")
+            if isinstance(request, Prepare):
+                self.session.unwritten.write(self.session.studies.get(request.study), "interrupted", "Stopped before it began")
         self._send(number, "error", Stopped("Stopped before anything was written."))
 
     def _should_stop(self) -> bool:
@@ -220,9 +223,9 @@ class Process:
     def _doing(self) -> str:
         request = self.current and self.current[1]
         if isinstance(request, Finetune):
-            return f"training {self.session.runs.get(request.run).name}"
+            return f"training {_name(self.session.runs, request.run)}"
         if isinstance(request, Prepare):
-            return f"preparing {self.session.studies.get(request.study).name}"
+            return f"preparing {_name(self.session.studies, request.study)}"
         if isinstance(request, Export):
             return "exporting"
         return "loading a model" if isinstance(request, Load) else "answering"
@@ -237,6 +240,14 @@ class Process:
 
     def _send(self, number: int, kind: Any, value: Any) -> None:
         self.connection.send(Event(number, kind, value))
+
+
+def _name(known: Runs | Studies, wanted: str) -> str:
+    """What a run or study is called; its id where its folder is gone or damaged."""
+    try:
+        return known.get(wanted).name
+    except DeepDoctorError:
+        return wanted
 
 
 def is_broken(error: Exception) -> bool:

@@ -225,10 +225,13 @@ class Studies:
         return (Study(file.parent) for file in sorted(self.root.glob("*/study.json"), reverse=True))
 
     def delete(self, study_id: str) -> None:
-        """Remove a study with its answers and raters, noting that; what they judged stays in the store. StudyError while it is prepared."""
+        """Remove a study with its answers and raters, noting that; what they judged stays in the store.
+
+        Raises StudyError while it is prepared or waits for that.
+        """
         study = self.get(study_id)
-        if study.state == "preparing" and study.is_claimed():
-            raise StudyError(f"The answers of {study.name} are being prepared; stop that before deleting it.")
+        if study.state == "preparing":
+            raise StudyError(f"The answers of {study.name} are being prepared, or wait for that; stop it before deleting the study.")
         self.note_deleted(study.id)
         shutil.rmtree(study.path)
 

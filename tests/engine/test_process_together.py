@@ -1,18 +1,20 @@
 """Several requests to one engine process: comparisons written together, and those that wait while a study is prepared."""
 
 import os
+import shutil
 import signal
 
 import pytest
 
-from deepdoctor.config import SamplingConfig
+from deepdoctor.config import DatasetConfig, SamplingConfig
 from deepdoctor.engine.client import EngineClient
-from deepdoctor.engine.protocol import Compare
+from deepdoctor.engine.protocol import Compare, Finetune, Prepare
 from deepdoctor.errors import Stopped
 from deepdoctor.files import read_rows
 from deepdoctor.runs import Run
 from deepdoctor.studies.study import Study
-from tests.engine.across import QUESTION, Listener, log_of, request, texts
+from tests.engine import tiny
+from tests.engine.across import QUESTION, Listener, begin, log_of, request, texts, training
 from tests.engine.tiny import until
 from tests.studies.prepared import created
 
@@ -104,6 +106,25 @@ def test_a_study_that_waits_can_be_taken_back(client: EngineClient, run: Run) ->
     assert study.status["message"] == "Stopped before it began"
     assert writing.join().last.tuned.finish_reason != "stopped", "whoever was being written is written on"
     assert answers_in(study) == []
+
+
+def test_what_waits_and_whose_folder_goes_leaves_the_engine_and_the_run_that_trains(
+    client: EngineClient, run: Run, dataset: DatasetConfig
+) -> None:
+    busy, pid = begin(client, dataset, max_steps=100_000, checkpoint_steps=100_000), client.pid
+    assert training(busy)
+    gone, begun, untrained = study_of(client, run, 2), study_of(client, run, 2), client.runs.create(client.model, dataset, tiny.recipe())
+    waiting = [client._post(request) for request in (Prepare(gone.id), Finetune(untrained.id), Prepare(begun.id))]
+    for each in (gone, untrained, begun):
+        shutil.rmtree(each.path)
+    for number in waiting[:2]:
+        client.stop(number)
+    asked = Listener(client, request(run, most=5))
+    assert until(lambda: bool(asked.words))
+    assert busy.state == "running"
+    client.stop_training()
+    assert asked.join().last.finished
+    assert (busy.state, client.pid) == ("stopped", pid)
 
 
 def test_kill_while_a_study_is_prepared_marks_it_and_it_goes_on(client: EngineClient, run: Run) -> None:

@@ -102,9 +102,10 @@ def test_a_study_that_nobody_prepares_is_lost(tmp_path: Path) -> None:
     claimed.claim()
     studies = Studies(tmp_path)
     assert [study.id for study in studies.lost()] == [left.id]
+    for waiting_or_prepared in (left, claimed):
+        with pytest.raises(StudyError, match="being prepared"):
+            studies.delete(waiting_or_prepared.id)
     left.set_status(state="interrupted")
-    with pytest.raises(StudyError, match="being prepared"):
-        studies.delete(claimed.id)
     studies.delete(left.id)
     assert {study.id for study in studies.list()} == {claimed.id, opened.id}
 
