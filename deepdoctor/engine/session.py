@@ -5,6 +5,7 @@ from deepdoctor.engine.accelerator import prepare as prepare_device
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.engine.room import found_again, free, weight_bytes
 from deepdoctor.engine.several import train_on_several
 from deepdoctor.engine.unwritten import Unwritten
-from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, Stopped, is_disk_full, is_out_of_memory, print_trace, told
+from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, RunError, Stopped, is_disk_full, is_out_of_memory, print_trace, told
 from deepdoctor.hub_adapters import FOLDER, PREFIX, HubAdapter, HubAdapters
 from deepdoctor.overlap import graded
 from deepdoctor.runs import Run, Runs, logged
@@ -193,10 +194,10 @@ class Session:
         if pair.proof is None:
             raise Stopped("Stopped before anything was written.")
         latest = pair.snapshot()
-        # of an adapter from elsewhere no questions are known, and meanwhile it may have been removed
-        known = [] if latest.run.startswith((PREFIX, FOLDER)) else self.runs.get(latest.run).training_questions()
-        seen = graded(known, latest.question)
-        return self.comparisons.save(replace(latest, seen=seen))
+        known: list[str] = []
+        with suppress(RunError):  # it may have been deleted meanwhile; of an adapter from elsewhere no questions are known
+            known = [] if latest.run.startswith((PREFIX, FOLDER)) else self.runs.get(latest.run).training_questions()
+        return self.comparisons.save(replace(latest, seen=graded(known, latest.question)))
 
     def compare(self, request: Compare, should_stop: Ask = never, side: HubAdapter | None = None) -> Iterator[Comparison]:
         """Snapshots of one comparison; the last one is proven, graded seen or unseen, and saved."""

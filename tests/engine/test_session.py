@@ -58,6 +58,16 @@ def test_snapshots_come_before_the_end_and_only_the_last_is_saved(session: Sessi
     assert [each.id for each in session.comparisons.list()] == [last.id]
 
 
+def test_a_comparison_whose_run_is_deleted_meanwhile_is_saved_ungraded(session: Session, trained: tuple[Session, Run]) -> None:
+    shutil.copytree(trained[1].path, session.runs.root / trained[1].id)
+    writing = session.compare(Compare(QUESTION, trained[1].id, sampling=tiny.GREEDY.changed(max_new_tokens=60)))
+    next(writing)
+    session.runs.delete(trained[1].id)
+    *_, last = writing
+    assert last.seen == {"grade": "unknown"}
+    assert session.comparisons.get(last.id) == last
+
+
 def test_each_checkpoint_is_another_tuned_side(trained: tuple[Session, Run]) -> None:
     session, run = trained
     early, late, final = (ask(session, run, step=step) for step in (2, 6, None))
