@@ -36,7 +36,7 @@ class EngineClient:
         self.program = program
         self.runs = Runs(self.data_dir)
         self.studies = Studies(self.data_dir)
-        self._preparing = -1
+        self._preparing: dict[str, int] = {}
         self._loading = ""
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
@@ -254,14 +254,20 @@ class EngineClient:
             raise EngineError(f"The answers of {busy.name} are being prepared. Stop that first, or wait for it to end.")
         self.studies.get(study).set_status(state="preparing", message="Waiting for the engine")
         try:
-            self._preparing = self._post(Prepare(study))
+            self._preparing[study] = self._post(Prepare(study))
         except EngineError as error:
             self.studies.get(study).set_status(state="interrupted", message=str(error))
             raise
 
-    def stop_preparing(self) -> None:
-        """Stop preparing a study; the answers that are written stay."""
-        self._send(0, Stop(self._preparing))
+    def stop_preparing(self, study: str) -> None:
+        """Stop preparing a study, or waiting to; the answers that are written stay. Raises EngineError if another program does it."""
+        asked = self.studies.get(study)
+        if study in self._preparing:
+            self._send(0, Stop(self._preparing[study]))
+        elif asked.is_claimed():
+            raise EngineError(f"{asked.name} is being prepared by another program, not by this app. Stop it there, with Ctrl-C.")
+        elif asked.state == "preparing":  # a program that was killed left it so
+            asked.set_status(state="interrupted", message="Stopped; what is written stays.", process=None)
 
     def close(self) -> None:
         """End the engine process. A run that was training stays resumable."""

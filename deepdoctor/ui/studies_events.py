@@ -235,7 +235,7 @@ class StudiesEvents:
     def stop(self, profile: Profile, chosen: str) -> str:
         """Stop preparing. Output: what is told."""
         study = self._opened(profile, chosen, "stop preparing a study")
-        self.context.engine.stop_preparing()
+        self.context.engine.stop_preparing(study.id)
         return note(f"Stopping {study.name}; what is written stays.")
 
     @user_errors

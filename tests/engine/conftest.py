@@ -86,7 +86,9 @@ def client(engine: EngineClient) -> Iterator[EngineClient]:
     yield engine
     if engine.runs.active():
         engine.stop_training()
-    engine.stop_preparing()
+    for study in engine.studies.list():
+        if study.state == "preparing":
+            engine.stop_preparing(study.id)
     assert tiny.until(lambda: not engine.runs.active() and engine.state.phase == "ready"), log_of(engine)
 
 

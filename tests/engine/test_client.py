@@ -266,8 +266,23 @@ def test_a_study_is_handed_in_and_can_be_stopped(client: EngineClient) -> None:
     client.prepare(study.id)
     assert (study.state, study.status["message"]) == ("preparing", "Waiting for the engine")
     assert until(lambda: requested(client, f"Prepare {study.id}"))
-    client.stop_preparing()
+    client.stop_preparing(study.id)
     assert until(lambda: requested(client, "Stop"))
+
+
+def test_stopping_a_study_that_another_program_prepares_is_refused_and_one_that_nobody_does_is_let_go(client: EngineClient) -> None:
+    client.start()
+    assert ready(client)
+    study = claimed(client)
+    with pytest.raises(EngineError, match="prepared by another program"):
+        client.stop_preparing(study.id)
+    assert study.state == "preparing"
+    study.set_status(process=None)
+    client.stop_preparing(study.id)
+    assert study.state == "interrupted"
+    study.set_status(state="open")
+    client.stop_preparing(study.id)
+    assert study.state == "open"
 
 
 def test_only_one_study_is_prepared_at_a_time(client: EngineClient) -> None:

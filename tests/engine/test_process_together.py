@@ -90,22 +90,24 @@ def test_a_question_asked_while_a_study_is_prepared_waits_with_a_word(client: En
     assert until(lambda: bool(asked.words))
     assert asked.words == [f"Waiting: the engine is preparing {study.name}."]
     assert study.state == "preparing"
-    client.stop_preparing()
+    client.stop_preparing(study.id)
     assert asked.join().last.finished
     assert study.state == "interrupted"
     assert client.state.study == ""
 
 
-def test_a_study_that_waits_can_be_taken_back(client: EngineClient, run: Run) -> None:
+def test_a_study_that_waits_can_be_taken_back_and_another_is_prepared(client: EngineClient, run: Run) -> None:
     writing = Listener(client, request(run, 2))
     assert until(lambda: bool(writing.snapshots))
-    study = study_of(client, run, 2)
+    study, other = study_of(client, run, 2), study_of(client, run, 2, most=5)
     client.prepare(study.id)
-    client.stop_preparing()
+    client.prepare(other.id)
+    client.stop_preparing(study.id)
     assert until(lambda: study.state == "interrupted")
     assert study.status["message"] == "Stopped before it began"
     assert writing.join().last.tuned.finish_reason != "stopped", "whoever was being written is written on"
     assert answers_in(study) == []
+    assert until(lambda: other.state == "open"), other.status["message"]
 
 
 def test_what_waits_and_whose_folder_goes_leaves_the_engine_and_the_run_that_trains(

@@ -85,7 +85,7 @@ class FakeEngine(EngineClient):
         self.stopped: list[int] = []
         self.training_stops = 0
         self.prepared: list[str] = []
-        self.preparing_stops = 0
+        self.preparing_stops: list[str] = []
         self.refusal: EngineError | None = None
         self._refused_loads: deque[DeepDoctorError] = deque()
         self._scripts: deque[list[Comparison | str | DeepDoctorError]] = deque()
@@ -177,9 +177,9 @@ class FakeEngine(EngineClient):
         self.prepared.append(study)
         self.studies.get(study).set_status(state="preparing", message="Waiting for the engine")
 
-    def stop_preparing(self) -> None:
-        """Count it."""
-        self.preparing_stops += 1
+    def stop_preparing(self, study: str) -> None:
+        """Remember which study is to stop."""
+        self.preparing_stops.append(study)
 
     def export(self, request: Export) -> Iterator[str | Path]:
         """The fed progress lines and folder, `pace` apart."""

@@ -202,7 +202,7 @@ def test_a_study_is_made_and_handed_to_the_engine(events: StudiesEvents, context
     assert {name for name in ("prepare", "stop", "open", "close", "delete") if now[name]["visible"]} == {"stop"}
     assert not now["results"]["visible"]
     events.stop(None, chosen)
-    assert engine.preparing_stops == 1
+    assert engine.preparing_stops == [chosen]
 
 
 def test_a_refusal_of_the_engine_leaves_a_study_that_can_be_prepared(
