@@ -40,6 +40,7 @@ class EngineClient:
         self._loading = ""
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
+        self._sending = threading.Lock()  # apart: sending waits where the pipe is full, until the engine reads on
         self._life = threading.Lock()
         self._queues: dict[int, queue.Queue[Event]] = {}
         self._state = EngineState()
@@ -143,7 +144,7 @@ class EngineClient:
         try:
             if self._connection is None:
                 raise EngineError("The engine has not been started.")
-            with self._lock:
+            with self._sending:
                 self._connection.send((number, request))
         except OSError:
             raise EngineError("The engine process is being replaced; please try again in a moment.") from None

@@ -13,6 +13,9 @@ GGUF_KINDS = ("bf16", "f16", "q8_0", "q4_k_m")
 # with the tuned side's, as many adapters as stay attached (engine.adapters.SELECTED_AT_MOST)
 ALSO_AT_MOST = 3
 
+# of characters: more than any model reads, and little enough to wait in the pipe while the engine is busy
+LONGEST_QUESTION = 100_000
+
 Phase = Literal["starting", "loading", "ready", "busy", "failed", "dead"]
 
 
@@ -75,7 +78,7 @@ class Compare:
     """Answer one question with base and tuned together. `run` names the run whose adapter is the tuned side; step None: its final one.
 
     also: further checkpoints of the run that answer in the same pass, at most ALSO_AT_MOST. Raises ConfigError if they are more, or one of
-    them would answer twice.
+    them would answer twice, and for a question of more than LONGEST_QUESTION characters.
     """
 
     question: str
@@ -87,6 +90,9 @@ class Compare:
     also: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
+        if (length := len(self.question)) > LONGEST_QUESTION:
+            said = f"The question has {length:,} characters, and at most {LONGEST_QUESTION:,} can be asked. Shorten it."
+            raise ConfigError(said, field="question")
         if len(self.also) > ALSO_AT_MOST:
             raise ConfigError(f"At most {ALSO_AT_MOST} further checkpoints can answer beside the pair, not {len(self.also)}.", field="also")
         if len({self.step, *self.also}) <= len(self.also):

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from deepdoctor.comparison import Comparison
 from deepdoctor.config import DatasetConfig, ModelConfig, preset
 from deepdoctor.engine.client import RESTARTS_PER_MINUTE, EngineClient
-from deepdoctor.engine.protocol import Compare, Export
+from deepdoctor.engine.protocol import LONGEST_QUESTION, Compare, Export
 from deepdoctor.errors import ConfigError, EngineError, ModelError
 from deepdoctor.runs import Run
 from deepdoctor.studies.study import Study
@@ -358,6 +359,26 @@ def test_while_a_model_comes_no_other_and_no_work_for_the_former_is_taken(client
     coming.join(timeout=20)
     assert (client.model.name, client.loading, run.state, study.state) == ("another", "", "interrupted", "interrupted")
     client.finetune(run.id)
+
+
+def test_while_a_question_does_not_go_through_to_the_engine_the_page_still_answers(client: EngineClient) -> None:
+    client.start()
+    assert ready(client)
+    assert client.pid
+    os.kill(client.pid, signal.SIGSTOP)
+    asked = [threading.Thread(target=client.compare, args=[Compare("\U0001fa7a" * LONGEST_QUESTION, "run")]) for _ in range(2)]
+    for each in asked:
+        each.start()
+    assert not until(lambda: not any(each.is_alive() for each in asked), 0.2)
+    new_run(client)
+    with ThreadPoolExecutor(1) as page:
+        refused = page.submit(client.load, ModelConfig(name="another"))
+        wait([refused], timeout=5)
+        told = refused.exception() if refused.done() else None
+        os.kill(client.pid, signal.SIGCONT)
+    assert isinstance(told, EngineError)
+    for each in asked:
+        each.join(timeout=20)
 
 
 def test_what_works_with_the_loaded_model_keeps_it(client: EngineClient) -> None:
