@@ -90,9 +90,9 @@ class Process:
                 self._give_up(*waiting)
 
     def _give_up(self, number: int, request: Request) -> None:
-        """Drop a request that has not begun."""
+        """Drop a request that has not begun, and write so; the run that trains now, asked for twice, is left alone."""
         with suppress(DeepDoctorError):  # of one whose folder is gone there is nothing to write
-            if isinstance(request, Finetune):
+            if isinstance(request, Finetune) and request.run != self._training:
                 self.session.unwritten.write(self.session.runs.get(request.run), "stopped", "Stopped before it began")
             if isinstance(request, Prepare):
                 self.session.unwritten.write(self.session.studies.get(request.study), "interrupted", "Stopped before it began")
@@ -230,13 +230,19 @@ class Process:
             return "exporting"
         return "loading a model" if isinstance(request, Load) else "answering"
 
+    @property
+    def _training(self) -> str:
+        """Id of the run that trains now, or ""."""
+        request = self.current and self.current[1]
+        return request.run if isinstance(request, Finetune) else ""
+
     def _state(self, phase: Phase, message: str, fraction: float | None = None) -> None:
         info = self.session.loaded.info if self.session and self.session.loaded else None
         request = self.current and self.current[1]
-        run = request.run if isinstance(request, Finetune) else ""
         study = request.study if isinstance(request, Prepare) else ""
         trouble = self.session.unwritten.told if self.session else ""
-        self._send(0, "state", EngineState(phase, message, fraction, info, self._doing() if phase == "busy" else "", run, study, trouble))
+        doing = self._doing() if phase == "busy" else ""
+        self._send(0, "state", EngineState(phase, message, fraction, info, doing, self._training, study, trouble))
 
     def _send(self, number: int, kind: Any, value: Any) -> None:
         self.connection.send(Event(number, kind, value))

@@ -123,6 +123,16 @@ def test_training_stops_within_a_step_and_resumes(client: EngineClient, dataset:
     assert sorted(tiny.losses(busy)) == list(range(1, busy.status["step"] + 1))
 
 
+def test_a_run_asked_for_twice_is_stopped_once(client: EngineClient, dataset: DatasetConfig) -> None:
+    busy = begin(client, dataset, max_steps=ENDLESS, checkpoint_steps=ENDLESS)
+    assert training(busy)
+    client._post(Finetune(busy.id))
+    client.stop_training()
+    assert until(lambda: client.state.phase == "ready")
+    assert busy.status["message"] == f"Stopped at step {busy.status['step']}"
+    assert "Stopped before it began" not in busy.log_tail()
+
+
 def test_a_run_stopped_before_it_began_does_not_train(client: EngineClient, dataset: DatasetConfig) -> None:
     queued = client.runs.create(client.model, dataset, tiny.recipe(max_steps=ENDLESS))
     with held(client):
