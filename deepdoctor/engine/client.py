@@ -196,10 +196,9 @@ class EngineClient:
         self._require_no_load()
         if active := self.runs.active():
             raise EngineError(f"Run {active.name} is training with the loaded model. Stop it first, or wait for it to end.")
-        if study := next((each for each in self.studies.list() if each.state == "preparing"), None):
-            raise EngineError(
-                f"The answers of {study.name} are being prepared with the loaded model. Stop that first, or wait for it to end."
-            )
+        if studies := self.studies.preparing():
+            busy = f"The answers of {studies[0].name} are being prepared"
+            raise EngineError(f"{busy} with the loaded model. Stop that first, or wait for it to end.")
 
     def _require_no_load(self) -> None:
         if self._loading:
@@ -224,17 +223,21 @@ class EngineClient:
         self._send(0, Stop(number))
 
     def finetune(self, run: str, resume: bool = False) -> None:
-        """Queue a run for training; follow it through its folder. Raises EngineError while another one trains."""
-        active = self.runs.active()
-        if active and active.id != run:
-            raise EngineError(f"Run {active.name} is training already. Stop it first, or wait for it to end.")
-        if resume:
-            self.runs.get(run).set_status(state="queued", message="Waiting for the engine")
+        """Queue a run for training; follow it through its folder. Raises EngineError while one trains; a new run is then interrupted."""
+        asked, waits = self.runs.get(run), not resume
         try:
-            self._require_no_load()
+            with self._lock:  # of two who resume it at once one is refused
+                active = self.runs.active()
+                if active and (resume or active.id != run):
+                    raise EngineError(f"Run {active.name} is training already. Stop it first, or wait for it to end.")
+                self._require_no_load()
+                if resume:
+                    asked.set_status(state="queued", message="Waiting for the engine")
+                    waits = True
             self._post(Finetune(run, resume))
-        except EngineError as error:  # or it would seem to wait for ever
-            self.runs.get(run).set_status(state="interrupted", message=str(error))
+        except EngineError as error:
+            if waits:  # or it would seem to for ever
+                asked.set_status(state="interrupted", message=str(error))
             raise
 
     def export(self, request: Export) -> Iterator[str | Path]:
@@ -248,16 +251,19 @@ class EngineClient:
         self._send(0, Stop(0))
 
     def prepare(self, study: str) -> None:
-        """Queue a study whose answers are to be written; follow it through its folder. Raises EngineError while another one is prepared."""
-        self._require_no_load()
-        busy = next((each for each in self.studies.list() if each.state == "preparing" and each.is_claimed() and each.id != study), None)
-        if busy:
-            raise EngineError(f"The answers of {busy.name} are being prepared. Stop that first, or wait for it to end.")
-        self.studies.get(study).set_status(state="preparing", message="Waiting for the engine")
+        """Queue a study whose answers are to be written; follow it through its folder.
+
+        Raises EngineError while another one is prepared or a model comes; the study is then interrupted, or it would seem to wait for ever.
+        """
+        asked = self.studies.get(study)
         try:
+            self._require_no_load()
+            if busy := [each for each in self.studies.preparing() if each.is_claimed() and each != asked]:
+                raise EngineError(f"The answers of {busy[0].name} are being prepared. Stop that first, or wait for it to end.")
+            asked.set_status(state="preparing", message="Waiting for the engine")
             self._preparing[study] = self._post(Prepare(study))
         except EngineError as error:
-            self.studies.get(study).set_status(state="interrupted", message=str(error))
+            asked.set_status(state="interrupted", message=str(error))
             raise
 
     def stop_preparing(self, study: str) -> None:

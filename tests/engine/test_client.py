@@ -253,6 +253,27 @@ def test_only_one_run_trains_at_a_time(client: EngineClient) -> None:
     assert second.state == "stopped"
 
 
+def test_a_new_run_that_is_refused_does_not_seem_to_wait(client: EngineClient) -> None:
+    client.start()
+    refused, newest = sorted((new_run(client) for _ in range(2)), key=lambda run: run.id)
+    with pytest.raises(EngineError, match="is training already"):
+        client.finetune(refused.id)
+    assert refused.state == "interrupted"
+    assert "is training already" in refused.status["message"]
+    client.finetune(newest.id)
+    assert newest.state == "queued"
+
+
+def test_a_run_is_resumed_once_however_often_that_is_asked(client: EngineClient) -> None:
+    client.start()
+    run = new_run(client)
+    run.set_status(state="stopped")
+    client.finetune(run.id, resume=True)
+    with pytest.raises(EngineError, match="is training already"):
+        client.finetune(run.id, resume=True)
+    assert run.state == "queued"
+
+
 def claimed(client: EngineClient) -> Study:
     """A study whose answers are being prepared, by a process that lives: this one."""
     study = created(client.data_dir, 2)
@@ -289,10 +310,10 @@ def test_stopping_a_study_that_another_program_prepares_is_refused_and_one_that_
 def test_only_one_study_is_prepared_at_a_time(client: EngineClient) -> None:
     client.start()
     first, second = claimed(client), created(client.data_dir, 2)
-    second.set_status(state="interrupted")
     with pytest.raises(EngineError, match=f"answers of {first.name} are being prepared"):
         client.prepare(second.id)
-    assert second.state == "interrupted"
+    assert second.state == "interrupted", "it does not seem to wait"
+    assert f"answers of {first.name} are being prepared" in second.status["message"]
     client.prepare(first.id)
     assert until(lambda: requested(client, f"Prepare {first.id}"))
 

@@ -171,8 +171,9 @@ class FakeEngine(EngineClient):
         self.training_stops += 1
 
     def prepare(self, study: str) -> None:
-        """Remember the study, which waits from now on. Raises the `refusal` that was set."""
+        """Remember the study, which waits from now on. Raises the `refusal` that was set, and interrupts it then."""
         if self.refusal:
+            self.studies.get(study).set_status(state="interrupted", message=str(self.refusal))
             raise self.refusal
         self.prepared.append(study)
         self.studies.get(study).set_status(state="preparing", message="Waiting for the engine")
