@@ -106,17 +106,22 @@ def on_gpu(device: str) -> bool:
     return not device.upper().startswith(("CPU", "MPS"))
 
 
+def rows_at_once(lengths: Sequence[int], how: How) -> int:
+    """Rows of a batch: all there are, if they are fewer than it may hold."""
+    return min(how.batch, len(lengths))
+
+
 def tokens_at_once(lengths: Sequence[int], how: How) -> float:
     """Tokens of the largest batch that a run meets: of the longest rows, padded.
 
     Without padding three deviations above the mean, but the longest row among others as long as the mean at least: some batch holds it.
     """
-    longest, mean = max(lengths), sum(lengths) / len(lengths)
+    longest, mean, rows = max(lengths), sum(lengths) / len(lengths), rows_at_once(lengths, how)
     if how.padded_to:
-        return how.batch * rounded_up(longest, how.padded_to)
+        return rows * rounded_up(longest, how.padded_to)
     deviation = (sum((length - mean) ** 2 for length in lengths) / len(lengths)) ** 0.5
-    usual = how.batch * mean + 3 * deviation * how.batch**0.5
-    return min(how.batch * longest, max(usual, longest + (how.batch - 1) * mean))
+    usual = rows * mean + 3 * deviation * rows**0.5
+    return min(rows * longest, max(usual, longest + (rows - 1) * mean))
 
 
 def rows_trained(config: FinetuneConfig, rows: int, steps: int) -> int:
@@ -198,13 +203,14 @@ def seconds_of(config: FinetuneConfig, model: ModelInfo, how: How, lengths: Sequ
     rate = model.flops * TRAINING_EFFICIENCY[held]
     steps = config.steps_for(len(lengths))
     operations = (6 if how.checkpointing else 4) * model.parameters
-    read = padded_length(lengths, how.batch, how.padded_to) if how.padded_to else sum(lengths) / len(lengths)
-    batch = how.batch * read * operations / rate
+    rows = rows_at_once(lengths, how)
+    read = padded_length(lengths, rows, how.padded_to) if how.padded_to else sum(lengths) / len(lengths)
+    batch = rows * read * operations / rate
     if kind == "cuda":
         batch = max(batch, model.layers * LAUNCHES_PER_LAYER[how.checkpointing] * model.launch_seconds)
     else:
         batch = (batch + CPU_SECONDS_PER_BATCH) * how.devices  # processes on a CPU share its cores
-    batches = max(steps, -(-rows_trained(config, len(lengths), steps) // (how.batch * how.devices)))
+    batches = max(steps, -(-rows_trained(config, len(lengths), steps) // (rows * how.devices)))
     trained = batches * batch
     evaluations = _times(steps, config.eval_steps) if config.held_out_rows else 0
     evaluated = evaluations * config.held_out_rows * sum(lengths) / len(lengths) * 2 * model.parameters / rate

@@ -111,6 +111,17 @@ def test_a_batch_takes_no_less_than_launching_it() -> None:
     assert one == two > seconds_of(QUIET, H200, how(batch=8, accumulation=1, padded_to=0), [100] * 10)
 
 
+@pytest.mark.parametrize("multiple", [0, 1, 8])
+@pytest.mark.parametrize("model", [H200, CPU])
+def test_a_batch_holds_no_more_rows_than_there_are(model: ModelInfo, multiple: int) -> None:
+    """Nine rows of the same length are computed at once, however many a batch might hold."""
+    rows, recipe = [400] * 9, QUIET.changed(batch_size=256)
+    nine, many = (how(batch=batch, accumulation=1, padded_to=multiple) for batch in (9, 256))
+    assert tokens_at_once(rows, many) == tokens_at_once(rows, nine) == 9 * 400
+    assert memory_of(recipe, model, many, rows) == memory_of(recipe, model, nine, rows)
+    assert seconds_of(recipe, model, many, rows) == seconds_of(recipe, model, nine, rows)
+
+
 def test_fewer_lengths_are_fewer_plans_for_cudnn() -> None:
     many, few = (seconds_of(ARTICLE, H200, how(attention="cudnn", padded_to=multiple), ROWS) for multiple in (1, 128))
     assert few < many
@@ -127,7 +138,8 @@ def test_fewer_lengths_are_fewer_plans_for_cudnn() -> None:
     ],
 )
 def test_more_state_takes_more_memory(recipe: FinetuneConfig, way: How) -> None:
-    assert memory_of(recipe, H200, way, [800]) > memory_of(QUIET, H200, how(checkpointing=True), [800])
+    rows = [800] * 8
+    assert memory_of(recipe, H200, way, rows) > memory_of(QUIET, H200, how(checkpointing=True), rows)
 
 
 def test_memory_of_the_article_is_near_the_measured_run() -> None:
@@ -150,8 +162,8 @@ def test_scores_of_attention_are_kept_on_a_cpu_only() -> None:
 def test_the_peak_is_that_of_evaluation_where_a_step_needs_less() -> None:
     one, quiet = how("4bit", 1, 4, checkpointing=True), ARTICLE.changed(held_out_rows=0)
     assert 0.4 * GIB < memory_of(ARTICLE, LLAMA_8B, one, [60]) - memory_of(quiet, LLAMA_8B, one, [60]) < 1.5 * GIB
-    large = how("4bit", 16, 4, checkpointing=True)
-    assert memory_of(ARTICLE, LLAMA_8B, large, [800]) == memory_of(quiet, LLAMA_8B, large, [800])
+    large, rows = how("4bit", 16, 4, checkpointing=True), [800] * 16
+    assert memory_of(ARTICLE, LLAMA_8B, large, rows) == memory_of(quiet, LLAMA_8B, large, rows)
 
 
 def test_adapter_grows_with_rank() -> None:
@@ -173,7 +185,7 @@ def test_padding_goes_to_the_longest_row_of_the_batch() -> None:
 
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 2000), (2, 2000 + 119), (900, 900 * 119 + 3 * 187 * 30)])
 def test_some_batch_holds_the_longest_row(batch: int, tokens: float) -> None:
-    lengths = [100] * 99 + [2000]
+    lengths = ([100] * 99 + [2000]) * 10
     way = How("bfloat16", batch, 1, False, padded_to=0)
     assert tokens_at_once(lengths, way) == pytest.approx(tokens, rel=0.02)
     assert tokens_at_once(lengths, replace(way, padded_to=8)) == batch * 2000
@@ -184,7 +196,7 @@ def test_rows_behind_each_other_take_no_padding() -> None:
     rows = [100, 300, 500, 700, 900] * 20
     assert tokens_at_once(rows, padded) == 8 * 900
     assert 8 * 500 < tokens_at_once(rows, in_line) < 8 * 900
-    assert tokens_at_once([700], in_line) == tokens_at_once([700], padded) == 8 * 700
+    assert tokens_at_once([700] * 8, in_line) == tokens_at_once([700] * 8, padded) == 8 * 700
     assert memory_of(ARTICLE, H200, in_line, rows) < memory_of(ARTICLE, H200, padded, rows)
     assert seconds_of(ARTICLE, H200, in_line, rows) < seconds_of(ARTICLE, H200, padded, rows)
 
