@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-import psutil
-
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig
 from deepdoctor.errors import ConfigError, RunError
 from deepdoctor.files import append_row, read_rows, write_json
+from deepdoctor.processes import is_alive, this_process
 
 State = Literal["queued", "running", "finished", "stopped", "interrupted", "failed"]
 RESUMABLE: tuple[State, ...] = ("stopped", "interrupted", "failed")
@@ -265,24 +264,6 @@ def changed_files(before: Sequence[Any], now: Sequence[Any]) -> set[str]:
     """Which live files two fingerprints of a run differ in; "" stands for whatever else was put behind the fingerprints."""
     found = {name for place, name in enumerate(LIVE_FILES) if before[2 * place : 2 * place + 2] != now[2 * place : 2 * place + 2]}
     return found | ({""} if before[2 * len(LIVE_FILES) :] != now[2 * len(LIVE_FILES) :] else set())
-
-
-def this_process() -> list[float]:
-    """What names this process on disk: its number, and its start time, which tells it from a later one with the same number."""
-    process = psutil.Process()
-    return [process.pid, process.create_time()]
-
-
-def is_alive(process: Sequence[float] | None) -> bool:
-    """Whether a process named by `this_process` still runs; one that has ended and was not awaited does not."""
-    if not process:
-        return False
-    pid, created = process
-    try:
-        found = psutil.Process(int(pid))
-        return found.create_time() == created and found.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _is_readable(run: Run) -> bool:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     *("errors", "files", "prompts", "config", "catalogue", "access", "overlap", "readers", "hub", "download", "space", "dataset"),
-    *("tokens", "checks", "runs", "checkpoints", "proof", "comparison", "figures", "origins", "card", "hub_adapters"),
+    *("tokens", "checks", "processes", "runs", "checkpoints", "proof", "comparison", "figures", "origins", "card", "hub_adapters"),
     *("studies.questions", "studies.trials", "studies.answers", "studies.study"),
     *("studies.blinded", "studies.judgments", "studies.judged", "studies.mirror", "studies.statistics", "studies.intervals"),
     *("studies.measures", "studies.contest", "studies.headline", "studies.exports", "studies.results", "studies.figures"),

@@ -1,18 +1,14 @@
 """Runs on disk: another process may be writing, may have died writing, and somebody may have edited a file by hand."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig, preset
 from deepdoctor.errors import ConfigError, RunError
 from deepdoctor.files import write_json
-from deepdoctor.runs import RESUMABLE, Run, Runs, State, is_alive
+from deepdoctor.runs import RESUMABLE, Run, Runs, State
 
 MODEL = ModelConfig(name="some/model", precision="4bit")
 DATASET = DatasetConfig(source="hub", first_rows=10)
@@ -246,14 +242,6 @@ def test_a_recipe_of_a_later_version_is_refused_by_name(run: Run) -> None:
     with pytest.raises(ConfigError, match="new_setting"):
         _ = run.finetune
     assert isinstance(QUICK, FinetuneConfig)
-
-
-def test_a_process_that_ended_and_was_not_awaited_is_not_alive() -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        found = [ended.pid, psutil.Process(ended.pid).create_time()]
-        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-        assert psutil.Process(ended.pid).status() == psutil.STATUS_ZOMBIE
-        assert not is_alive(found)
 
 
 def test_a_run_that_a_living_process_trains_is_not_lost(runs: Runs) -> None:

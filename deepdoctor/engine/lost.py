@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from deepdoctor.engine.unwritten import TRY_EVERY, Unwritten
 from deepdoctor.errors import RunError
-from deepdoctor.runs import Runs, is_alive
+from deepdoctor.processes import is_alive
+from deepdoctor.runs import Runs
 from deepdoctor.studies.study import Studies
 
 RESUME = "Resume continues from the last checkpoint."

@@ -22,7 +22,8 @@ import deepdoctor
 from deepdoctor.engine.ahead import Ahead
 from deepdoctor.errors import EngineError
 from deepdoctor.files import write_json
-from deepdoctor.runs import Run, this_process
+from deepdoctor.processes import this_process
+from deepdoctor.runs import Run
 
 LAUNCHER = "accelerate.commands.launch"
 WORKER = "deepdoctor.engine.worker"

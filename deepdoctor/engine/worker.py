@@ -18,7 +18,8 @@ from deepdoctor.config import FinetuneConfig, ModelConfig
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import DeepDoctorError, is_disk_full, is_out_of_memory, print_trace, told
 from deepdoctor.files import write_json
-from deepdoctor.runs import Run, Runs, is_alive
+from deepdoctor.processes import is_alive
+from deepdoctor.runs import Run, Runs
 
 # seconds in which a process whose engine is gone ends its step and saves
 LONGEST_ALONE = 300

@@ -15,7 +15,7 @@ from deepdoctor.config import StudyConfig
 from deepdoctor.errors import DeepDoctorError, StudyError
 from deepdoctor.files import append_row, read_rows, write_json
 from deepdoctor.overlap import Grade, Seen
-from deepdoctor.runs import is_alive, this_process
+from deepdoctor.processes import is_alive, this_process
 from deepdoctor.studies.answers import require_one_adapter
 from deepdoctor.studies.questions import BankQuestion, require_unique
 from deepdoctor.studies.trials import (
