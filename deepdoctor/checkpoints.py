@@ -56,7 +56,7 @@ def rotate(run: Run, kept: int, asked: Iterable[int] = ()) -> list[int]:
     for step in reversed(steps):
         if len(stay) < kept:
             stay.add(step)
-    removed = [step for step in steps if step not in stay and _remove(run, run.checkpoint_dir(step))]
+    removed = [step for step in steps if step not in stay and remove(run, run.checkpoint_dir(step))]
     _clear(run, steps)
     run.set_status(best_checkpoint=best)
     return removed
@@ -74,10 +74,10 @@ def _clear(run: Run, complete: list[int]) -> None:
         with suppress(ValueError):
             step = int(folder.name.removeprefix("checkpoint-"))
             if step not in complete and step < max(complete, default=0):
-                _remove(run, folder)
+                remove(run, folder)
 
 
-def _remove(run: Run, folder: Path) -> bool:
+def remove(run: Run, folder: Path) -> bool:
     """Whether a checkpoint is gone. It is renamed first, so that it is never seen half removed; a failure must not end the training."""
     aside = folder.with_name(f"{REMOVED}{folder.name}")
     try:

@@ -48,8 +48,9 @@ OUT_OF_MEMORY = {
 
 # a limit on the size of files or of what one user may keep ends a write as a full disk does
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# libraries that are not written in Python hand on the system's words only; PyTorch, when it saves, only that it stands at the wrong place
-NO_ROOM = ("No space left on device", "] . unexpected pos ")
+# libraries that are not written in Python hand on the system's words only; PyTorch, when it saves, only that it stands at the wrong place,
+# or that what it wrote cannot be closed
+NO_ROOM = ("No space left on device", "] . unexpected pos ", "basic_ios::clear: iostream error")
 FULL = "The disk that holds runs is full. Free some space, then"
 # what to do then, by what was being done
 AFTERWARDS = {

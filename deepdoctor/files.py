@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        with suppress(FileNotFoundError):  # a new file is for this user alone
+            shutil.copymode(path, aside)
         os.replace(aside, path)
         _sync_folder(path.parent)
     except BaseException:
@@ -41,6 +44,14 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         os.fsync(file.fileno())
     if new:
         _sync_folder(path.parent)
+
+
+def sync_files(folder: Path) -> None:
+    """Put on disk what others have written into a folder."""
+    for file in folder.iterdir():
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+    _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig
 from deepdoctor.errors import ConfigError, RunError
-from deepdoctor.files import append_row, read_rows, write_json
+from deepdoctor.files import append_row, read_rows, sync_files, write_json
 from deepdoctor.processes import is_alive, this_process
 
 State = Literal["queued", "running", "finished", "stopped", "interrupted", "failed"]
@@ -132,7 +132,16 @@ class Run:
 
     def _is_complete(self, step: int) -> bool:
         folder = self.checkpoint_dir(step)
-        return (folder / "trainer_state.json").exists() and (folder / "adapter_model.safetensors").exists()
+        state = folder / "trainer_state.json"
+        if not state.exists() or not (folder / "adapter_model.safetensors").exists():
+            return False
+        # written last by the trainer: what an earlier version saved is whole if this is
+        return (folder / "complete.json").exists() or _is_json(state)
+
+    def note_complete(self, step: int) -> None:
+        """Note that the checkpoint at `step` is whole, once all of it is on disk."""
+        sync_files(self.checkpoint_dir(step))
+        write_json(self.checkpoint_dir(step) / "complete.json", {"step": step})
 
     def checkpoint_dir(self, step: int) -> Path:
         """Folder of the checkpoint at `step`."""
@@ -271,6 +280,14 @@ def _is_readable(run: Run) -> bool:
         return run.status.get("state") in get_args(State) and bool(run.details)
     except RunError:
         return False
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        _read_json(file)
+    except RunError:
+        return False
+    return True
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def test_a_full_disk_is_told_with_what_to_do_whoever_says_it(work: str) -> None:
     behind.__context__ = OSError(errno.EDQUOT, "Disk quota exceeded")
     foreign = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     saving = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
-    for each in (OSError(errno.ENOSPC, "No space left on device"), behind, foreign, saving):
+    closing = RuntimeError("basic_ios::clear: iostream error")
+    for each in (OSError(errno.ENOSPC, "No space left on device"), behind, foreign, saving, closing):
         assert is_disk_full(each)
         assert str(told(each, work)) == f"The disk that holds runs is full. Free some space, then {AFTERWARDS[work]}"
     assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))

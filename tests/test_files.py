@@ -18,6 +18,14 @@ def test_a_file_is_replaced_with_its_folder_made(tmp_path: Path) -> None:
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_who_may_read_a_file_stays_when_it_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "note.txt"
+    file.touch()
+    file.chmod(0o640)
+    write_text(file, "two\n")
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     file = tmp_path / "note.txt"
     write_text(file, "old")

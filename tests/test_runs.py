@@ -130,6 +130,23 @@ def test_only_complete_checkpoints_count(run: Run) -> None:
     assert run.checkpoints() == [20, 40]
 
 
+@pytest.mark.parametrize("left", ["", '{"global_step": 4', "[]"])
+def test_a_checkpoint_that_a_full_disk_cut_off_does_not_count(run: Run, left: str) -> None:
+    for step in (20, 40):
+        (add_checkpoint(run, step) / "trainer_state.json").write_text(left if step == 40 else "{}")
+    assert run.checkpoints() == [20]
+    assert run.adapter_dir() == run.checkpoint_dir(20)
+
+
+def test_what_is_noted_as_complete_is_not_read_to_list_it(run: Run) -> None:
+    folder = add_checkpoint(run, 20)
+    run.note_complete(20)
+    (folder / "trainer_state.json").write_text("")
+    assert run.checkpoints() == [20]
+    (folder / "adapter_model.safetensors").unlink()
+    assert run.checkpoints() == []
+
+
 def test_the_adapter_is_the_final_one_or_the_newest_checkpoint(run: Run) -> None:
     with pytest.raises(RunError, match="My run has no adapter yet"):
         run.adapter_dir()

@@ -19,6 +19,7 @@ from deepdoctor.engine.fingerprint import PREFIX, checksum, plain_name
 from deepdoctor.engine.model import LoadedModel, first_line
 from deepdoctor.engine.protocol import ALSO_AT_MOST
 from deepdoctor.errors import ModelError
+from deepdoctor.files import write_json
 from deepdoctor.hub_adapters import CONFIG, WEIGHTS, modules_of, plain_lora
 
 SELECTED_AT_MOST = 1 + ALSO_AT_MOST
@@ -208,6 +209,5 @@ def saved_hash(loaded: LoadedModel, folder: Path) -> str:
 
 def write_base_name(folder: Path, base_name: str) -> None:
     """Write the base model's real name into a saved adapter's configuration: PEFT writes the path it was loaded from."""
-    file = folder / CONFIG
-    values = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps({**values, "base_model_name_or_path": base_name}, indent=2), encoding="utf-8")
+    values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    write_json(folder / CONFIG, {**values, "base_model_name_or_path": base_name})

@@ -2,12 +2,19 @@
 
 from deepdoctor.engine.accelerator import half
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
+from safetensors import SafetensorError, safe_open
+
+from deepdoctor.checkpoints import remove
 from deepdoctor.config import ModelConfig
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.rows import TrainingRows, prepare_rows
 from deepdoctor.errors import ModelError
+from deepdoctor.hub_adapters import WEIGHTS
 from deepdoctor.plan import plan
 from deepdoctor.planner import Decision
 from deepdoctor.runs import Run
@@ -35,12 +42,42 @@ def require_base(loaded: LoadedModel, run: Run) -> None:
         )
 
 
+def drop_torn(run: Run) -> None:
+    """Remove the newest checkpoints as long as they cannot be read: a full disk or a loss of power has left them so."""
+    for step in reversed(run.checkpoints()):
+        if not (torn := _torn_file(run.checkpoint_dir(step))):
+            return
+        remove(run, run.checkpoint_dir(step))
+        again = "what was trained since the one before it is trained again"
+        run.log(f"Checkpoint {step} was removed, because its {torn} is damaged; {again}.")
+
+
+def _torn_file(folder: Path) -> str:
+    """The name of a file in a checkpoint that the trainer could not take up, or ""."""
+    for file in sorted(folder.iterdir()):
+        try:
+            if file.name == WEIGHTS:
+                with safe_open(file, framework="pt"):
+                    whole = True
+            elif file.suffix in (".pt", ".pth"):
+                with ZipFile(file) as archive:
+                    whole = archive.testzip() is None
+            else:
+                whole = file.name != "trainer_state.json" or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+        except (SafetensorError, BadZipFile, ValueError):
+            whole = False
+        if not whole:
+            return file.name
+    return ""
+
+
 def ahead_of(loaded: LoadedModel, run: Run) -> Ahead:
     """What the run is trained with, where `loaded` is its base model in whatever precision. Raises what is wrong with its rows or recipe.
 
     A run that goes on keeps the precision that it began in. Several processes are told what was decided here: each by itself might
     decide otherwise, because its GPU is another one or was measured a little slower, and they would not share the same steps.
     """
+    drop_torn(run)
     held, unsloth = loaded.info.precision, loaded.info.backend == "unsloth"
     before = str(run.status.get("precision") or held) if run.checkpoints() else ""
     if not unsloth and run.finetune.devices == 1:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -129,10 +130,13 @@ class Follow(TrainerCallback, ExportableState):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Give the checkpoint's adapter its base model's real name, and remove the checkpoints that need not stay."""
+        """Give the checkpoint's adapter its base model's real name, note that it is complete, and remove those that need not stay."""
+        if self.config.devices > 1:
+            distributed.barrier()  # each process has a file of its own in it
         if not self.run.writes:
             return
         write_base_name(self.run.checkpoint_dir(state.global_step), self.loaded.config.name)
+        self.run.note_complete(state.global_step)
         asked = checkpoints_asked(Studies(self.run.path.parents[1]), self.run.id)
         if removed := rotate(self.run, self.config.checkpoints_kept, asked):
             self.run.log(f"step {state.global_step}: removed {', '.join(f'checkpoint {step}' for step in removed)}")

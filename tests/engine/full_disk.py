@@ -1,6 +1,7 @@
-"""A full disk without one: runs whose status cannot be written, and an engine process that can write to no file."""
+"""A full disk without one: runs whose status cannot be written, and processes that can write to no file, or to none beyond a size."""
 
 import errno
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,17 @@ class RefusedRuns(Runs):
     def list(self) -> list[Run]:
         """All of them."""
         return [RefusedRun(run.path) for run in super().list()]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """As on a full disk, writing more than `size` bytes into a file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager

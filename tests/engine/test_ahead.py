@@ -87,6 +87,35 @@ def test_a_run_goes_on_in_the_precision_it_began_in(session: Session, dataset: D
     assert tiny.model_of(session).dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", ["trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_run_goes_on_from_the_newest_checkpoint_that_can_be_read(trained: tuple[Session, Run], tmp_path: Path, name: str) -> None:
+    session, whole = trained
+    run = Run(tmp_path / "runs" / "torn")
+    shutil.copytree(whole.path, run.path)
+    written = {step: (run.checkpoint_dir(step) / name).read_bytes() for step in (4, 6)}
+    (run.checkpoint_dir(6) / name).write_bytes(written[6][: len(written[6]) // 2])
+    # as long as it was, but its beginning had not reached the disk when the power was lost
+    (run.checkpoint_dir(4) / name).write_bytes(bytes(100) + written[4][100:])
+    assert run.checkpoints() == [2, 4, 6]
+    ahead_of(tiny.model_of(session), run)
+    assert run.checkpoints() == [2]
+    assert [line.split(" ", 1)[1] for line in run.log_tail(2).splitlines()] == [
+        f"Checkpoint {step} was removed, because its {name} is damaged; what was trained since the one before it is trained again."
+        for step in (6, 4)
+    ]
+
+
+def test_what_cannot_be_read_now_may_be_later(trained: tuple[Session, Run], tmp_path: Path) -> None:
+    session, whole = trained
+    run = Run(tmp_path / "runs" / "torn")
+    shutil.copytree(whole.path, run.path)
+    (run.checkpoint_dir(6) / "optimizer.pt").unlink()
+    (run.checkpoint_dir(6) / "optimizer.pt").mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        ahead_of(tiny.model_of(session), run)
+    assert run.checkpoints() == [2, 4, 6]
+
+
 @pytest.mark.parametrize(
     ("began", "held", "fits"), [("bfloat16", "bfloat16", False), ("4bit", "bfloat16", True), ("bfloat16", "4bit", True)]
 )

@@ -1,10 +1,7 @@
 """An export is loaded by plain transformers and plain peft, and answers as the session's tuned side does."""
 
 import json
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +22,7 @@ from deepdoctor.errors import ModelError, RunError
 from deepdoctor.prompts import ARTICLE, render_question
 from deepdoctor.runs import Run
 from tests.engine import tiny
+from tests.engine.full_disk import largest_file
 
 QUESTION = "A patient aged 50 has thirst. What is it?"
 Trained = tuple[Session, Run]
@@ -186,17 +184,6 @@ def test_a_folder_that_cannot_be_written(trained: Trained, tmp_path: Path, block
         export(tiny.model_of(trained[0]), trained[1], Export(trained[1].id, merged=False), target, silent)
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "mine"
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """As on a full disk, writing more than `size` bytes into a file fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [1000, 60_000])

@@ -75,6 +75,9 @@ def test_a_run_writes_its_metrics_checkpoints_probes_and_state(trained: tuple[Se
     assert len(run.training_questions()) == 9
     assert "step 6: loss" in run.log_tail()
     assert (run.path / "adapter" / "complete.json").exists()
+    for step in run.checkpoints():
+        times = {file.name: file.stat().st_mtime_ns for file in run.checkpoint_dir(step).iterdir()}
+        assert times.pop("complete.json") >= max(times.values()), "what says that a checkpoint is whole is written last"
 
 
 def test_the_held_out_loss_goes_down_on_something_learnable(trained: tuple[Session, Run]) -> None:
@@ -262,8 +265,15 @@ def test_a_run_cut_off_between_its_last_checkpoint_and_its_adapter_trains_no_fur
     (run.path / "adapter" / "complete.json").unlink()
     (run.checkpoint_dir(4) / "adapter_model.safetensors").write_bytes(b"torn")
     with pytest.raises(ModelError, match="checkpoint-4 is damaged: it cannot be read"):
-        session.finetune(run.id, resume=True)
-    assert run.state == "failed"
+        finetune(tiny.model_of(session), run, never, resume=True)
+    session.finetune(run.id, resume=True)
+    assert "Resuming from step 2" in run.log_tail(99)
+    assert (run.state, run.checkpoints(), tiny.losses(run)) == (
+        "finished",
+        [2, 4],
+        {row["step"]: row["loss"] for row in curve if "loss" in row},
+    )
+    assert all(torch.equal(weights(run)[name], weight) for name, weight in before.items())
 
 
 def test_only_so_many_checkpoints_are_kept(session: Session, dataset: DatasetConfig) -> None:

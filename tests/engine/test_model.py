@@ -26,6 +26,7 @@ from deepdoctor.errors import ModelError
 from deepdoctor.nano.tokenizer import EOS
 from deepdoctor.runs import Run
 from tests.engine import tiny
+from tests.engine.full_disk import largest_file
 
 
 def test_what_the_page_is_told_about_the_model(loaded: LoadedModel, llama: Path) -> None:
@@ -404,6 +405,9 @@ def test_the_base_name_is_written_into_a_saved_adapter(adapter: Path, tmp_path: 
     write_base_name(tmp_path, "owner/model")
     before, after = json.loads((adapter / "adapter_config.json").read_text()), json.loads(file.read_text())
     assert after == {**before, "base_model_name_or_path": "owner/model"}
+    with largest_file(100), pytest.raises(OSError, match="File too large"):
+        write_base_name(tmp_path, "owner/other")
+    assert json.loads(file.read_text()) == after
 
 
 def test_a_failed_load_leaves_the_model_before(session: Session, adapter: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
@@ -85,7 +86,7 @@ def test_stopped_and_resumed_it_has_the_curves_of_one_process(opened: Session, d
     *_, made = opened.compare(Compare("A patient aged 50 has thirst. What is it?", run.id, sampling=tiny.GREEDY))
     assert made.proof is not None
 
-    (damaged / f"checkpoints/checkpoint-{step}/optimizer.pt").write_bytes(b"torn")
+    torch.save({}, damaged / f"checkpoints/checkpoint-{step}/optimizer.pt")
     other = opened.runs.get("damaged")
     with pytest.raises(EngineError) as failed:
         train(opened, other, resume=True)
