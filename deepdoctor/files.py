@@ -46,12 +46,12 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         _sync_folder(path.parent)
 
 
-def sync_files(folder: Path) -> None:
-    """Put on disk what others have written into a folder."""
+def write_complete(folder: Path, about: dict[str, Any]) -> None:
+    """Note in complete.json that a folder, into which others wrote, is whole; only once all of it is on disk."""
     for file in folder.iterdir():
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
-    _sync_folder(folder)
+    write_json(folder / "complete.json", about)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig
 from deepdoctor.errors import ConfigError, RunError
-from deepdoctor.files import append_row, read_rows, sync_files, write_json
+from deepdoctor.files import append_row, read_rows, write_json
 from deepdoctor.processes import is_alive, this_process
 
 State = Literal["queued", "running", "finished", "stopped", "interrupted", "failed"]
@@ -137,11 +137,6 @@ class Run:
             return False
         # written last by the trainer: what an earlier version saved is whole if this is
         return (folder / "complete.json").exists() or _is_json(state)
-
-    def note_complete(self, step: int) -> None:
-        """Note that the checkpoint at `step` is whole, once all of it is on disk."""
-        sync_files(self.checkpoint_dir(step))
-        write_json(self.checkpoint_dir(step) / "complete.json", {"step": step})
 
     def checkpoint_dir(self, step: int) -> Path:
         """Folder of the checkpoint at `step`."""

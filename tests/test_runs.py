@@ -7,7 +7,7 @@ import pytest
 
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig, preset
 from deepdoctor.errors import ConfigError, RunError
-from deepdoctor.files import write_json
+from deepdoctor.files import write_complete, write_json
 from deepdoctor.runs import RESUMABLE, Run, Runs, State
 
 MODEL = ModelConfig(name="some/model", precision="4bit")
@@ -140,7 +140,7 @@ def test_a_checkpoint_that_a_full_disk_cut_off_does_not_count(run: Run, left: st
 
 def test_what_is_noted_as_complete_is_not_read_to_list_it(run: Run) -> None:
     folder = add_checkpoint(run, 20)
-    run.note_complete(20)
+    write_complete(folder, {"step": 20})
     (folder / "trainer_state.json").write_text("")
     assert run.checkpoints() == [20]
     (folder / "adapter_model.safetensors").unlink()

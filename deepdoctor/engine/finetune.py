@@ -25,7 +25,7 @@ from deepdoctor.engine.room import settled
 from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.engine.tracking import Tracker
 from deepdoctor.estimates import How, rounded_up
-from deepdoctor.files import write_json
+from deepdoctor.files import write_complete
 from deepdoctor.plan import Plan, plan, require_disk, roughly
 from deepdoctor.runs import Run
 
@@ -225,9 +225,10 @@ def _save_adapter(loaded: LoadedModel, run: Run, follow: Follow) -> None:
     """Write the final adapter, "complete" last; a stopped run is told by its state."""
     folder = run.path / "adapter"
     assert loaded.peft is not None
+    (folder / "complete.json").unlink(missing_ok=True)
     loaded.peft.save_pretrained(str(folder), selected_adapters=[TRAINED])
     write_base_name(folder, loaded.config.name)
-    write_json(folder / "complete.json", {"step": follow.step, "base_hash": loaded.info.base_hash})
+    write_complete(folder, {"step": follow.step, "base_hash": loaded.info.base_hash})
     done = "stopped" if follow.stopped else "finished"
     run.set_status(state=done, message=f"{done.capitalize()} at step {follow.step}", eta_seconds=0)
     run.log(f"{done.capitalize()} at step {follow.step}.")

@@ -24,6 +24,7 @@ from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.rows import TrainingRows
 from deepdoctor.engine.tracking import Tracker
 from deepdoctor.errors import ConfigError, RunError
+from deepdoctor.files import write_complete
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
 from deepdoctor.studies.progress import checkpoints_asked
@@ -135,8 +136,11 @@ class Follow(TrainerCallback, ExportableState):
             distributed.barrier()  # each process has a file of its own in it
         if not self.run.writes:
             return
-        write_base_name(self.run.checkpoint_dir(state.global_step), self.loaded.config.name)
-        self.run.note_complete(state.global_step)
+        folder = self.run.checkpoint_dir(state.global_step)
+        write_base_name(folder, self.loaded.config.name)
+        write_complete(folder, {"step": state.global_step})
+        # an earlier stop's; the newest checkpoint stands for it now
+        (self.run.path / "adapter" / "complete.json").unlink(missing_ok=True)
         asked = checkpoints_asked(Studies(self.run.path.parents[1]), self.run.id)
         if removed := rotate(self.run, self.config.checkpoints_kept, asked):
             self.run.log(f"step {state.global_step}: removed {', '.join(f'checkpoint {step}' for step in removed)}")

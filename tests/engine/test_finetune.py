@@ -12,7 +12,9 @@ import psutil
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 
+from deepdoctor.checkpoints import adapter_step
 from deepdoctor.checks import check, token_lengths
 from deepdoctor.config import DatasetConfig
 from deepdoctor.dataset import Example
@@ -28,6 +30,7 @@ from deepdoctor.plan import plan
 from deepdoctor.prompts import ARTICLE
 from deepdoctor.runs import Run
 from tests.engine import tiny
+from tests.engine.full_disk import largest_file
 
 RESUME_TOLERANCE = 1e-6
 
@@ -274,6 +277,32 @@ def test_a_run_cut_off_between_its_last_checkpoint_and_its_adapter_trains_no_fur
         {row["step"]: row["loss"] for row in curve if "loss" in row},
     )
     assert all(torch.equal(weights(run)[name], weight) for name, weight in before.items())
+
+
+def test_the_adapter_of_a_run_that_went_on_is_not_that_of_the_stop_before(session: Session, dataset: DatasetConfig) -> None:
+    run = tiny.new_run(session, dataset, max_steps=9, checkpoint_steps=5)
+    session.finetune(run.id, should_stop=tiny.StopAfter(3))
+    adapters = []
+
+    def cut_off() -> bool:
+        adapters.append(adapter_step(run))
+        if run.status["step"] == 6:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        session.finetune(run.id, resume=True, should_stop=cut_off)
+    assert adapters == [3, 3, 5]
+    assert run.adapter_dir() == run.checkpoint_dir(5)
+
+
+def test_a_final_adapter_that_could_not_be_written_does_not_count(trained: tuple[Session, Run]) -> None:
+    session, whole = trained
+    run = Run(whole.path.with_name("not-written"))
+    shutil.copytree(whole.path, run.path)
+    with largest_file((run.path / "adapter" / "adapter_model.safetensors").stat().st_size - 1), pytest.raises(SafetensorError):
+        finetune(tiny.model_of(session), run, never, resume=True)
+    assert run.adapter_dir() == run.checkpoint_dir(6)
 
 
 def test_only_so_many_checkpoints_are_kept(session: Session, dataset: DatasetConfig) -> None:
