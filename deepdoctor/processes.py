@@ -15,9 +15,9 @@ def is_alive(process: Sequence[float] | None) -> bool:
     """Whether a process named by `this_process` still runs; one that has ended and was not awaited does not."""
     if not process:
         return False
-    pid, created = process
     try:
+        pid, created = process
         found = psutil.Process(int(pid))
         return found.create_time() == created and found.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, TypeError, ValueError):
         return False

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from deepdoctor.config import DatasetConfig, FinetuneConfig, ModelConfig
-from deepdoctor.errors import ConfigError, RunError
+from deepdoctor.errors import ConfigError, DeepDoctorError, RunError
 from deepdoctor.files import append_row, read_rows, write_json
 from deepdoctor.processes import is_alive, this_process
 
@@ -110,7 +110,7 @@ class Run:
     def log_tail(self, lines: int = 12) -> str:
         """The last lines of train.log."""
         file = self.path / "train.log"
-        return "\n".join(file.read_text(encoding="utf-8").splitlines()[-lines:]) if file.exists() else ""
+        return "\n".join(file.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]) if file.exists() else ""
 
     def keep(self, name: str, value: Any) -> None:
         """Write a JSON file of its folder, such as questions.json."""
@@ -271,9 +271,12 @@ def changed_files(before: Sequence[Any], now: Sequence[Any]) -> set[str]:
 
 
 def _is_readable(run: Run) -> bool:
+    """Whether what every list asks of a run is there, with settings that this version knows."""
     try:
-        return run.status.get("state") in get_args(State) and bool(run.details)
-    except RunError:
+        status = run.status
+        whole = {"step", "steps"} <= status.keys() and status.get("state") in get_args(State)
+        return whole and bool(run.model and run.finetune)
+    except (DeepDoctorError, KeyError):
         return False
 
 

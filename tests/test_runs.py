@@ -1,7 +1,9 @@
 """Runs on disk: another process may be writing, may have died writing, and somebody may have edited a file by hand."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +115,9 @@ def test_the_log_tail_is_the_end_of_the_log(run: Run) -> None:
         run.log(f"line {number}\n")
     tail = run.log_tail(3).splitlines()
     assert [line.split(" ", 1)[1] for line in tail] == ["line 17", "line 18", "line 19"]
+    with (run.path / "train.log").open("ab") as log:
+        log.write("3 × 4".encode()[:3])  # cut off by a full disk
+    assert run.log_tail(2).endswith("line 19\n3 �")
 
 
 def test_probes_come_in_order_of_step_and_the_last_answer_counts(run: Run) -> None:
@@ -203,6 +208,32 @@ def test_a_damaged_run_hides_itself_and_harms_no_other(runs: Runs, run: Run, fil
     (damaged.path / file).write_text(content)
     assert runs.list() == [run]
     assert runs.active() == run
+    assert runs.lost() == [run]
+
+
+@pytest.mark.parametrize(
+    ("file", "without", "changes"),
+    [
+        ("config.json", "", {"finetune": {**QUICK.model_dump(), "new_setting": 1}}),
+        ("config.json", "", {"model": None}),
+        ("config.json", "finetune", {}),
+        ("config.json", "model", {}),
+        ("status.json", "step", {}),
+        ("status.json", "steps", {}),
+        ("status.json", "", {"state": ["queued"]}),
+    ],
+)
+def test_a_run_that_this_version_cannot_read_hides_itself(runs: Runs, run: Run, file: str, without: str, changes: dict[str, Any]) -> None:
+    other = runs.create(MODEL, DATASET, QUICK, "Other")
+    given = json.loads((other.path / file).read_text())
+    given.pop(without, None)
+    write_json(other.path / file, given | changes)
+    assert runs.list() == [run]
+
+
+@pytest.mark.parametrize("process", ["abc", [1], ["a", "b"], [1, 2, 3, 4], {"pid": 1}, 7, [None, None]])
+def test_what_names_no_process_trains_no_run(runs: Runs, run: Run, process: Any) -> None:
+    run.set_status(state="running", process=process)
     assert runs.lost() == [run]
 
 
