@@ -24,6 +24,7 @@ from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.room import settled
 from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.engine.tracking import Tracker
+from deepdoctor.errors import Stopped
 from deepdoctor.estimates import How, rounded_up
 from deepdoctor.files import write_complete
 from deepdoctor.plan import Plan, plan, require_disk, roughly
@@ -81,6 +82,9 @@ def finetune(
                 follow.step = done
         if run.writes:
             _save_adapter(loaded, run, follow)
+    except Stopped:  # nothing was trained that could be saved
+        follow.stopped = True
+        _tell_end(run, follow)
     finally:  # only now: it may have to wait for the network
         follow.tracker.finish(run.probes())
 
@@ -222,13 +226,18 @@ def _trainable(model: Any) -> int:
 
 
 def _save_adapter(loaded: LoadedModel, run: Run, follow: Follow) -> None:
-    """Write the final adapter, "complete" last; a stopped run is told by its state."""
+    """Write the final adapter, "complete" last."""
     folder = run.path / "adapter"
     assert loaded.peft is not None
     (folder / "complete.json").unlink(missing_ok=True)
     loaded.peft.save_pretrained(str(folder), selected_adapters=[TRAINED])
     write_base_name(folder, loaded.config.name)
     write_complete(folder, {"step": follow.step, "base_hash": loaded.info.base_hash})
+    _tell_end(run, follow)
+
+
+def _tell_end(run: Run, follow: Follow) -> None:
+    """Write how the run ended; a stopped run is told by its state."""
     done = "stopped" if follow.stopped else "finished"
-    run.set_status(state=done, message=f"{done.capitalize()} at step {follow.step}", eta_seconds=0)
+    run.set_status(state=done, step=follow.step, message=f"{done.capitalize()} at step {follow.step}", eta_seconds=0)
     run.log(f"{done.capitalize()} at step {follow.step}.")

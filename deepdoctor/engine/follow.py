@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from deepdoctor.engine.evaluate import evaluate
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.rows import TrainingRows
 from deepdoctor.engine.tracking import Tracker
-from deepdoctor.errors import ConfigError, RunError
+from deepdoctor.errors import ConfigError, RunError, Stopped
 from deepdoctor.files import write_complete
 from deepdoctor.prompts import render_question, style_named
 from deepdoctor.runs import Run
@@ -57,16 +57,18 @@ class Follow(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"window": self.window}}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluate the untouched model, or on resume take up the saved window."""
+        """Evaluate the untouched model, or on resume take up the saved window. Raises Stopped if the run is to stop before it trains on."""
         self._first = self.step = state.global_step
         self._earlier = float(self.run.status.get("seconds") or 0.0) if state.global_step else 0.0
         self._window_epoch = float(state.epoch or 0.0)
         if state.global_step:
             self.window = _saved_window(state)
-            self._ask_what_was_left_out(state.global_step)
+            goes_on = self._ask_what_was_left_out(state.global_step)
         else:
             self._evaluate(0)
-            self._probe(0)
+            goes_on = self._probe(0)
+        if not goes_on:  # the trainer would not look at its control before it has trained a step
+            raise Stopped(f"Stopped at step {self.step}")
         self._began = self._window_began = time.perf_counter()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -83,7 +85,7 @@ class Follow(TrainerCallback, ExportableState):
                 f"The run diverged at step {state.global_step}: its loss or the adapter's weights are no numbers any more. A learning rate "
                 "that is too high is the usual reason: start again with a lower one. Checkpoints of earlier steps are kept."
             )
-        self._after_step(state.global_step, state.max_steps)
+        self._after_step(state, control)
 
     def _is_lost(self, logs: dict[str, Any]) -> bool:
         """Whether nothing comes of going on: weights that are no numbers, told before they are saved, or LOST_AFTER such losses in a row.
@@ -127,8 +129,12 @@ class Follow(TrainerCallback, ExportableState):
         done = round(self._earlier + elapsed, 1)
         self.run.set_status(step=self.step, seconds=done, eta_seconds=round(eta, 1), peak_bytes=peak_bytes(self.loaded.device))
         if self.should_stop():
-            self.stopped = self.step < state.max_steps
-            control.should_save = control.should_training_stop = True
+            self._end(state, control)
+
+    def _end(self, state: TrainerState, control: TrainerControl) -> None:
+        """Have a checkpoint saved at this step, and the training end."""
+        self.stopped = state.global_step < state.max_steps
+        control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Give the checkpoint's adapter its base model's real name, note that it is complete, and remove those that need not stay."""
@@ -145,11 +151,13 @@ class Follow(TrainerCallback, ExportableState):
         if removed := rotate(self.run, self.config.checkpoints_kept, asked):
             self.run.log(f"step {state.global_step}: removed {', '.join(f'checkpoint {step}' for step in removed)}")
 
-    def _after_step(self, step: int, last: int) -> None:
+    def _after_step(self, state: TrainerState, control: TrainerControl) -> None:
+        step, last = state.global_step, state.max_steps
         if step == last or (self.config.eval_steps and step % self.config.eval_steps == 0):
             self._evaluate(step)
-        if self.config.probe_steps and (step == last or step % self.config.probe_steps == 0):
-            self._probe(step)
+        due = self.config.probe_steps and (step == last or step % self.config.probe_steps == 0)
+        if due and not self._probe(step):
+            self._end(state, control)
 
     def _evaluate(self, step: int) -> None:
         began = time.perf_counter()
@@ -162,30 +170,34 @@ class Follow(TrainerCallback, ExportableState):
         """Whether the run is to stop, asked between steps. Processes that share a run answer it together, and there only after a step."""
         return self.config.devices == 1 and self.should_stop()
 
-    def _ask_what_was_left_out(self, step: int) -> None:
-        """Ask the probes of the step that a run goes on from, if it was stopped before they were answered."""
+    def _ask_what_was_left_out(self, step: int) -> bool:
+        """Ask the probes of the step that a run goes on from which a stop did not wait for; whether it still goes on."""
         due = self.config.probe_steps and step % self.config.probe_steps == 0
-        if due and step not in {row["step"] for row in self.run.probes()}:
-            self._probe(step)
+        answered = {row["question"] for row in self.run.probes() if row["step"] == step}
+        return not due or self._probe(step, answered)
 
-    def _probe(self, step: int) -> None:
+    def _probe(self, step: int, answered: Collection[str] = ()) -> bool:
+        """Ask the probe questions that are not `answered`; False, without an answer to those that are left, if the run is to stop."""
         began = time.perf_counter()
         sampling = SamplingConfig(temperature=0, max_new_tokens=self.config.probe_tokens)
         questions = self.config.probe_questions or tuple(self.rows.held_out_questions[:1])
         for question in questions if self.config.probe_steps else ():
+            if question in answered:
+                continue
             try:
                 prompt = self.loaded.tokenizer(render_question(question, style_named(self.config.prompt_style)))["input_ids"]
                 written = Row(prompt, TRAINED, sampling)
                 for _ in decode(self.loaded, [written]):
                     if self._given_up():
                         self.run.log(f"step {step}: probe left out, because the run is to stop")
-                        return
+                        return False
             except ConfigError as error:  # a question that cannot be asked must not end the training
                 self.run.log(f"step {step}: probe left out: {error}")
                 continue
             said = transcript(self.loaded, written)
             self.run.append_probe({"step": step, "question": question, **said.to_dict()})
         self._window_began += time.perf_counter() - began
+        return True
 
 
 def _saved_window(state: TrainerState) -> list[float]:

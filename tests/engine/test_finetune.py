@@ -196,6 +196,27 @@ def test_a_resumed_run_has_the_curve_of_an_uninterrupted_one(
         assert torch.allclose(weights(run)[name], weight, rtol=1e-5, atol=1e-7)
 
 
+def test_a_run_stopped_within_a_probe_trains_no_step_more(session: Session, dataset: DatasetConfig) -> None:
+    recipe = {"max_steps": 5, "probe_steps": 2, "probe_tokens": 3, "eval_steps": 2, "checkpoint_steps": 100}
+    whole = session.finetune(tiny.new_run(session, dataset, **recipe).id)
+    run, asked_twice, at_once = tiny.new_run(session, dataset, **recipe), tiny.StopAfter(2), tiny.StopAfter(0)
+    session.finetune(run.id, should_stop=at_once)
+    assert (run.state, run.status["message"], run.checkpoints()) == ("stopped", "Stopped at step 0", [])
+    with pytest.raises(RunError, match="no adapter yet"):
+        run.adapter_dir()
+
+    # first asked when the step has ended, then within its probe
+    session.finetune(run.id, resume=True, should_stop=lambda: run.status["step"] == 2 and asked_twice())
+    assert (run.state, run.status["step"], run.checkpoints()) == ("stopped", 2, [2])
+    assert [row["step"] for row in run.probes()] == [0]
+    before = run.adapter_dir()
+    session.finetune(run.id, resume=True, should_stop=at_once)
+    assert (run.state, run.status["message"], run.adapter_dir()) == ("stopped", "Stopped at step 2", before)
+    session.finetune(run.id, resume=True)
+    assert [(row["step"], row["text"]) for row in run.probes()] == [(row["step"], row["text"]) for row in whole.probes()]
+    assert tiny.losses(run) == pytest.approx(tiny.losses(whole), rel=RESUME_TOLERANCE)
+
+
 def weights(run: Run) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 

@@ -102,17 +102,24 @@ def test_a_probe_question_that_does_not_fit_does_not_end_the_run(session: Sessio
     assert "too long" in run.log_tail()
 
 
-def test_a_stop_does_not_wait_for_a_probe_which_is_asked_when_the_run_goes_on(session: Session, dataset: DatasetConfig) -> None:
-    follow, run = follower(session, dataset, tiny.StopAfter(3), probe_steps=2, probe_questions=("What is fever?",), probe_tokens=50)
-    follow._probe(2)
-    assert run.probes() == []
+def test_a_stop_within_a_probe_ends_the_run_at_that_step_and_it_is_asked_when_the_run_goes_on(
+    session: Session, dataset: DatasetConfig
+) -> None:
+    questions = ("What is fever?", "What is thirst?")
+    # asked after each of two steps, for each token of the first answer, and for some of the second
+    stop = tiny.StopAfter(2 + 8 + 3)
+    follow, run = follower(session, dataset, stop, probe_steps=2, probe_questions=questions, probe_tokens=8)
+    follow.loaded = tiny.Endless(**vars(follow.loaded))
+    control = walk(follow, range(1, 3), {1: 1.0, 2: 1.0})
+    assert (control.should_save, control.should_training_stop, follow.stopped) == (True, True, True)
+    assert [row["question"] for row in run.probes()] == ["What is fever?"]
     assert "step 2: probe left out, because the run is to stop" in run.log_tail()
     again = Follow(follow.loaded, run, follow.rows, follow.tracker, never)
     for _ in range(2):
         again.on_train_begin(ARGUMENTS, TrainerState(global_step=2, max_steps=10), TrainerControl())
     again.on_train_begin(ARGUMENTS, TrainerState(global_step=3, max_steps=10), TrainerControl())
-    assert [row["step"] for row in run.probes()] == [2]
-    assert (run.path / "probes.jsonl").read_text().count("\n") == 1
+    assert [(row["step"], row["question"]) for row in run.probes()] == [(2, question) for question in questions]
+    assert (run.path / "probes.jsonl").read_text().count("\n") == 2
 
 
 def test_processes_that_share_a_run_are_not_asked_between_tokens(session: Session, dataset: DatasetConfig) -> None:
