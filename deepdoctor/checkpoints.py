@@ -8,9 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from deepdoctor.runs import Run
-
-REMOVED = ".removed-"
+from deepdoctor.runs import REMOVED, Run
 
 
 def best_checkpoint(run: Run, curve: Iterable[dict[str, Any]] | None = None) -> dict[str, Any] | None:

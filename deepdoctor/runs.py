@@ -17,6 +17,7 @@ from deepdoctor.processes import is_alive, this_process
 
 State = Literal["queued", "running", "finished", "stopped", "interrupted", "failed"]
 RESUMABLE: tuple[State, ...] = ("stopped", "interrupted", "failed")
+REMOVED = ".removed-"
 LIVE_FILES = ("metrics.jsonl", "status.json", "probes.jsonl", "train.log", "config.json")
 
 
@@ -210,7 +211,7 @@ class Runs:
 
     def list(self) -> list[Run]:
         """All readable runs, newest first."""
-        files = sorted(self.root.glob("*/config.json"), reverse=True) if self.root.exists() else []
+        files = sorted(self.root.glob("[!.]*/config.json"), reverse=True) if self.root.exists() else []
         return [run for run in (Run(file.parent) for file in files) if _is_readable(run)]
 
     def get(self, run_id: str) -> Run:
@@ -229,11 +230,17 @@ class Runs:
         return next((run for run in self.list() if run.state in ("queued", "running")), None)
 
     def delete(self, run_id: str) -> None:
-        """Remove a run with all its files. Raises RunError while it is training."""
+        """Remove a run with all its files. Raises RunError while it is training, or if they cannot be removed."""
         run = self.get(run_id)
         if run.state in ("queued", "running"):
             raise RunError(f"Run {run.name} is training; stop it before deleting it.")
-        shutil.rmtree(run.path)
+        place = run.path
+        try:  # out of the list at once and as a whole, whatever stops the removal
+            place = run.path.rename(run.path.with_name(f"{REMOVED}{run.id}"))
+            shutil.rmtree(place)
+        except OSError as error:
+            why = f"{error.strerror or error}. Close what uses its files, and remove {place} by hand."
+            raise RunError(f"Run {run.id} could not be removed: {why}") from error
 
     def lost(self) -> Sequence[Run]:
         """Every run that says it is training while no living process trains it; such runs can be resumed."""

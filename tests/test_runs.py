@@ -1,5 +1,6 @@
 """Runs on disk: another process may be writing, may have died writing, and somebody may have edited a file by hand."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -269,13 +270,28 @@ def test_a_run_that_trains_is_active_and_cannot_be_deleted(runs: Runs, run: Run,
     assert run.path.exists()
 
 
+def test_a_run_that_cannot_be_removed_whole_is_told(runs: Runs, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.set_status(state="finished")
+
+    def written_meanwhile(folder: str, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", folder)
+
+    monkeypatch.setattr(shutil, "rmtree", written_meanwhile)
+    with pytest.raises(
+        RunError, match=r"^Run 2.* could not be removed: Directory not empty\. Close .*, and remove .*/\.removed-.* by hand\.$"
+    ):
+        runs.delete(run.id)
+    assert not run.path.exists(), "a folder with half a run"
+    assert runs.list() == []
+
+
 @pytest.mark.parametrize("state", ["finished", *RESUMABLE])
 def test_a_run_that_ended_is_not_active_and_can_be_deleted(runs: Runs, run: Run, state: State) -> None:
     run.set_status(state=state)
     assert runs.active() is None
+    (run.path / "config.json").write_text("damaged")
     runs.delete(run.id)
-    assert not run.path.exists()
-    assert runs.list() == []
+    assert list(runs.root.iterdir()) == []
 
 
 def test_only_runs_that_claim_to_train_are_lost(runs: Runs) -> None:

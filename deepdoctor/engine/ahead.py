@@ -3,7 +3,8 @@
 from deepdoctor.engine.accelerator import half
 
 import json
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -22,11 +23,15 @@ from deepdoctor.runs import Run
 
 @dataclass(frozen=True)
 class Ahead:
-    """What a run is trained with. rows, decision: None where the training itself is to prepare and to decide them."""
+    """What a run is trained with. rows, decision: None where the training itself is to prepare and to decide them.
+
+    began: when that was begun, by a clock that all processes of a machine share.
+    """
 
     model: ModelConfig
     rows: TrainingRows | None = None
     decision: Decision | None = None
+    began: float = field(default_factory=time.monotonic, compare=False)
 
 
 def require_base(loaded: LoadedModel, run: Run) -> None:
@@ -77,18 +82,19 @@ def ahead_of(loaded: LoadedModel, run: Run) -> Ahead:
     A run that goes on keeps the precision that it began in. Several processes are told what was decided here: each by itself might
     decide otherwise, because its GPU is another one or was measured a little slower, and they would not share the same steps.
     """
+    began = time.monotonic()
     drop_torn(run)
     held, unsloth = loaded.info.precision, loaded.info.backend == "unsloth"
     before = str(run.status.get("precision") or held) if run.checkpoints() else ""
     if not unsloth and run.finetune.devices == 1:
-        return Ahead(_in(before or held, loaded))
+        return Ahead(_in(before or held, loaded), began=began)
     rows = prepare_rows(loaded, run)
     recipe = run.finetune.changed(base_precision="4bit" if before == "4bit" else "16bit") if before else run.finetune
     planned = plan(recipe, loaded.info, [len(row.ids) for row in rows.train])
     wanted, choices = planned.how.precision if unsloth else held, planned.choices
     if before:
         choices = (replace(choices[0], why="As the run began."), *choices[1:])
-    return Ahead(_in(before or wanted, loaded), rows, Decision(planned.how, choices))
+    return Ahead(_in(before or wanted, loaded), rows, Decision(planned.how, choices), began)
 
 
 def _in(precision: str, loaded: LoadedModel) -> ModelConfig:

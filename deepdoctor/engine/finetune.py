@@ -4,6 +4,7 @@ from deepdoctor.engine.accelerator import GIB, attention_by
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -55,15 +56,16 @@ def finetune(
     Metrics, status, log and probe answers are appended to the run's folder. ahead: what of the run was prepared and decided already. Raises
     DatasetError if no row is usable, RunError if a new run's checkpoints need more than `disk` bytes or its losses are numbers no more.
     """
+    ahead = ahead or Ahead(loaded.config)
     config, done = run.finetune, max(run.checkpoints(), default=0) if resume else 0
     if resume and not done:
         run.log("No checkpoint was saved before the run ended: starting from the beginning.")
     if done:
         require_base(loaded, run)
     run.claim()
-    rows = (ahead and ahead.rows) or prepare_rows(loaded, run)
+    rows = ahead.rows or prepare_rows(loaded, run)
     rows = rows if run.writes else replace(rows, held_out=[], held_out_questions=[])
-    planned = plan(config, loaded.info, [len(row.ids) for row in rows.train], ahead.decision if ahead else None)
+    planned = plan(config, loaded.info, [len(row.ids) for row in rows.train], ahead.decision)
     if not done:
         require_disk(planned.disk_bytes, disk)
     model, steps = fresh_adapter(loaded, config, planned.how.checkpointing), planned.steps
@@ -84,9 +86,10 @@ def finetune(
             _save_adapter(loaded, run, follow)
     except Stopped:  # nothing was trained that could be saved
         follow.stopped = True
-        _tell_end(run, follow)
     finally:  # only now: it may have to wait for the network
         follow.tracker.finish(run.probes())
+    if run.writes:
+        _tell_end(run, follow, time.monotonic() - ahead.began, whole=not resume)
 
 
 @contextmanager
@@ -233,11 +236,15 @@ def _save_adapter(loaded: LoadedModel, run: Run, follow: Follow) -> None:
     loaded.peft.save_pretrained(str(folder), selected_adapters=[TRAINED])
     write_base_name(folder, loaded.config.name)
     write_complete(folder, {"step": follow.step, "base_hash": loaded.info.base_hash})
-    _tell_end(run, follow)
 
 
-def _tell_end(run: Run, follow: Follow) -> None:
-    """Write how the run ended; a stopped run is told by its state."""
-    done = "stopped" if follow.stopped else "finished"
-    run.set_status(state=done, step=follow.step, message=f"{done.capitalize()} at step {follow.step}", eta_seconds=0)
-    run.log(f"{done.capitalize()} at step {follow.step}.")
+def _tell_end(run: Run, follow: Follow, seconds: float, whole: bool) -> None:
+    """Write how the run ended, its state last of all: whoever reads it may delete the run.
+
+    What a whole run took is kept beside what was planned; a part of one tells nothing about the plan.
+    """
+    done, took, status = "stopped" if follow.stopped else "finished", round(seconds, 1), run.status
+    told = f"{done.capitalize()} at step {follow.step}"
+    plan = {**status["plan"], "took_seconds": took, "peak_bytes": status["peak_bytes"]} if whole and done == "finished" else status["plan"]
+    run.log(f"{told}.")
+    run.set_status(state=done, step=follow.step, message=told, eta_seconds=0, wall_seconds=took, plan=plan)

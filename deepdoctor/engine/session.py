@@ -3,7 +3,6 @@
 from deepdoctor.engine.accelerator import available_bytes, free_bytes
 from deepdoctor.engine.accelerator import prepare as prepare_device
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -252,7 +251,6 @@ class Session:
             self._warm(self._load_beside(found, unheard), unheard)
 
     def _finetune(self, run: Run, resume: bool, should_stop: Ask) -> None:
-        began = time.perf_counter()
         try:
             self._train(run, resume, should_stop)
         except DeepDoctorError as error:
@@ -267,8 +265,6 @@ class Session:
             error.__traceback__ = None  # it holds the tensors that did not fit
             free()
             raise said from None
-        run.set_status(wall_seconds=round(time.perf_counter() - began, 1))
-        _keep_outcome(run, resume)
 
     def prepare(self, study_id: str, should_stop: Ask = never) -> Study:
         """Write the answers that a study lacks. Whatever goes wrong is written into its status, then raised."""
@@ -292,10 +288,3 @@ class Session:
         if must_merge(target, run, request):
             require_room(loaded, available_bytes())
         return export(loaded, run, request, target, say)
-
-
-def _keep_outcome(run: Run, resumed: bool) -> None:
-    """Write what a whole run took beside what was planned; a part of one tells nothing about the plan."""
-    status = run.status
-    if run.state == "finished" and not resumed:
-        run.set_status(plan={**status["plan"], "took_seconds": status["wall_seconds"], "peak_bytes": status["peak_bytes"]})

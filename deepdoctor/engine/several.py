@@ -50,7 +50,7 @@ def train_on_several(run: Run, ahead: Ahead, should_stop: Callable[[], bool], re
     run.claim()
     run.set_status(message=f"Starting {run.finetune.devices} processes")
     assert ahead.decision
-    job = {"model": ahead.model.model_dump(), "decision": ahead.decision.to_dict(), "resume": resume}
+    job = {"model": ahead.model.model_dump(), "decision": ahead.decision.to_dict(), "resume": resume, "began": ahead.began}
     write_json(folder / "job.json", {**job, "cuda": torch.cuda.is_available(), "engine": this_process()})
     with (folder / "output.log").open("wb") as output:
         process = subprocess.Popen(

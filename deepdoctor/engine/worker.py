@@ -85,7 +85,7 @@ def train(run: Run, job: dict[str, Any], stop: Path, engine_waits: Callable[[], 
 
     # among several processes accelerate calls the CPU cpu:0, a place from which torch cannot restore an optimizer
     torch.serialization.register_package(0, lambda _stored: None, lambda stored, place: stored if place == "cpu:0" else None)
-    ahead = Ahead(ModelConfig.of(job["model"]), decision=Decision.of(job["decision"]))
+    ahead = Ahead(ModelConfig.of(job["model"]), decision=Decision.of(job["decision"]), began=job["began"])
     loaded = load(ahead.model, run.path.parents[1])
     if not engine_waits():  # it died meanwhile, and another process may have resumed the run
         return

@@ -5,8 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +23,9 @@ from deepdoctor.engine.fingerprint import base_weights
 from deepdoctor.engine.model import ROOM_TO_WORK, find, load_found
 from deepdoctor.engine.protocol import Compare, Export
 from deepdoctor.engine.room import weight_bytes
-from deepdoctor.engine.session import Session
+from deepdoctor.engine.session import Session, never
 from deepdoctor.errors import EngineError, ModelError, ProofError, RunError
-from deepdoctor.runs import Run, logged
+from deepdoctor.runs import Run, Runs, logged
 from tests.engine import tiny
 
 QUESTION = "A patient aged 33 has a strange rash and two dogs. Why?"
@@ -93,6 +95,32 @@ def test_several_checkpoints_answer_in_one_pass_as_each_does_alone(trained: tupl
         assert mine.problems() == []
     assert made.rows_at_once == 4
     assert session.comparisons.get(made.id) == made
+
+
+class Unwanted(Run):
+    """A run that is deleted the moment it says that it has ended."""
+
+    def set_status(self, **changes: Any) -> None:
+        """The status, as it is for an instant."""
+        super().set_status(**changes)
+        if self.state in ("finished", "stopped"):
+            Runs(self.path.parents[1]).delete(self.id)
+
+
+class UnwantedRuns(Runs):
+    """Runs whose user waits for nothing else."""
+
+    def get(self, run_id: str) -> Run:
+        """One of them."""
+        return Unwanted(super().get(run_id).path)
+
+
+@pytest.mark.parametrize("stop", [never, tiny.StopAfter(2)])
+def test_a_run_that_says_it_has_ended_is_written_no_more(session: Session, dataset: DatasetConfig, stop: Callable[[], bool]) -> None:
+    run = tiny.new_run(session, dataset, max_steps=3)
+    session.runs = UnwantedRuns(session.data_dir)
+    session.finetune(run.id, should_stop=stop)
+    assert list(session.runs.root.iterdir()) == []
 
 
 def test_base_and_two_checkpoints_of_the_embedded_model_write_together_what_each_writes_alone(tmp_path: Path) -> None:
