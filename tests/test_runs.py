@@ -313,7 +313,7 @@ def test_a_run_that_a_living_process_trains_is_not_lost(runs: Runs) -> None:
     run.claim()
     assert run.is_claimed()
     assert runs.lost() == []
-    pid, created = run.status["process"]
-    run.set_status(process=[pid, created - 1])
+    pid, started, *boot = run.status["process"]
+    run.set_status(process=[pid, started - 1, *boot])
     assert not run.is_claimed(), "another process now has that number"
     assert runs.lost() == [run]

@@ -1,11 +1,10 @@
 """Runs and studies that say they are worked on while no process does: found, and marked as to be resumed. Torch-free."""
 
 import threading
-from collections.abc import Sequence
 
 from deepdoctor.engine.unwritten import TRY_EVERY, Unwritten
 from deepdoctor.errors import RunError
-from deepdoctor.processes import is_alive
+from deepdoctor.processes import Named, is_alive
 from deepdoctor.runs import Runs
 from deepdoctor.studies.study import Studies
 
@@ -36,14 +35,14 @@ class Lost:
         """Look no more."""
         self._over.set()
 
-    def _later(self, runs: Runs, orphans: dict[str, Sequence[float]]) -> None:
+    def _later(self, runs: Runs, orphans: dict[str, Named]) -> None:
         while (self._unwritten or orphans) and not self._over.wait(TRY_EVERY):
             self._unwritten.again()
             for run_id, process in list(orphans.items()):
                 if not self._still_trains(runs, run_id, process):
                     del orphans[run_id]
 
-    def _still_trains(self, runs: Runs, run_id: str, process: Sequence[float]) -> bool:
+    def _still_trains(self, runs: Runs, run_id: str, process: Named) -> bool:
         """Whether that process still trains the run; one that ended without saying so leaves it interrupted."""
         alive = is_alive(process)  # asked first: what it wrote before it ended counts
         try:

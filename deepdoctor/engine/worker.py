@@ -18,7 +18,7 @@ from deepdoctor.config import FinetuneConfig, ModelConfig
 from deepdoctor.engine.protocol import ModelInfo
 from deepdoctor.errors import DeepDoctorError, is_disk_full, is_out_of_memory, print_trace, told
 from deepdoctor.files import write_json
-from deepdoctor.processes import is_alive
+from deepdoctor.processes import Named, is_alive
 from deepdoctor.runs import Run, Runs
 
 # seconds in which a process whose engine is gone ends its step and saves
@@ -115,7 +115,7 @@ class Watch:
     One that waits for others which are gone would hold its GPU for hours; so a process that nobody wants ends in any case after a while.
     """
 
-    def __init__(self, engine: list[float]) -> None:
+    def __init__(self, engine: Named) -> None:
         self.engine, self.launcher = engine, os.getppid()
         threading.Thread(target=self._end_late, name="watch", daemon=True).start()
 
