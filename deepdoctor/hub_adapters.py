@@ -94,7 +94,7 @@ class FolderAdapter(HubAdapter):
     def about(self) -> dict[str, Any]:
         """{"repo" (the folder), "base" (as the adapter names it, or "")}. Raises ModelError if there is no adapter in the folder."""
         try:
-            given = _read_config(self.path, str(self.path))
+            given = read_config(self.path, str(self.path))
         except OSError as error:
             raise ModelError(f"There is no adapter in {self.path}: {CONFIG} cannot be read ({error.strerror}).") from None
         return {"repo": str(self.path), "base": str(given.get("base_model_name_or_path") or "")}
@@ -181,7 +181,7 @@ class HubAdapters:
                 tqdm_class=bars,
             )
             shutil.rmtree(Path(aside) / ".cache", ignore_errors=True)
-            given = _read_config(Path(aside), wanted.name)
+            given = read_config(Path(aside), wanted.name)
             write_json(Path(aside) / CONFIG, plain_lora(given, modules_of(Path(aside) / WEIGHTS, wanted.name), wanted.name))
             shutil.copytree(aside, made.path, dirs_exist_ok=True)
         base = given.get("base_model_name_or_path")
@@ -206,7 +206,8 @@ def _is_readable(adapter: HubAdapter) -> bool:
         return False
 
 
-def _read_config(folder: Path, name: str) -> dict[str, Any]:
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """An adapter's configuration; `name` is what it is called within a sentence. Raises ModelError, or OSError if there is none."""
     try:
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -232,6 +233,14 @@ def modules_of(weights: Path, name: str) -> list[str]:
     return sorted({key.removeprefix("base_model.model.").partition(".lora_")[0] for key in keys})
 
 
+def rank_and_weight(given: dict[str, Any], name: str) -> tuple[int, float]:
+    """r and lora_alpha of an adapter's configuration. Raises ModelError if it does not tell them."""
+    rank, alpha = given.get("r"), given.get("lora_alpha")
+    if not (isinstance(rank, int) and 0 < rank <= 4096 and isinstance(alpha, int | float)):
+        raise ModelError(f"The {CONFIG} of {name} does not tell a rank (r) and a weight (lora_alpha). Choose another adapter.")
+    return rank, alpha
+
+
 def plain_lora(given: dict[str, Any], modules: list[str], name: str) -> dict[str, Any]:
     """PEFT's configuration of a plain LoRA adapter on those modules, of what `given` says. Raises ModelError if it is of another kind."""
     other = [told.format(key) for key, told in OTHER_KINDS.items() if given.get(key)]
@@ -242,9 +251,7 @@ def plain_lora(given: dict[str, Any], modules: list[str], name: str) -> dict[str
     if given.get("init_lora_weights") not in PLAIN_STARTS:
         other.append("it was begun from a changed base (init_lora_weights)")
     if other:
-        raise ModelError(f"{name} is no plain LoRA adapter: {'; '.join(other)}. Only plain ones can be compared in pairs.")
-    rank, alpha = given.get("r"), given.get("lora_alpha")
-    if not (isinstance(rank, int) and 0 < rank <= 4096 and isinstance(alpha, int | float)):
-        raise ModelError(f"The {CONFIG} of {name} does not tell a rank (r) and a weight (lora_alpha). Choose another adapter.")
+        raise ModelError(f"Only plain LoRA adapters can be compared in pairs, and {name} is none: {'; '.join(other)}.")
+    rank, alpha = rank_and_weight(given, name)
     kept = {"r": rank, "lora_alpha": alpha, "use_rslora": bool(given.get("use_rslora")), "target_modules": modules}
     return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True, "lora_dropout": 0.0, **kept}

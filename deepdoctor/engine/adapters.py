@@ -20,7 +20,7 @@ from deepdoctor.engine.model import LoadedModel, first_line
 from deepdoctor.engine.protocol import ALSO_AT_MOST
 from deepdoctor.errors import ModelError
 from deepdoctor.files import write_json
-from deepdoctor.hub_adapters import CONFIG, WEIGHTS, modules_of, plain_lora
+from deepdoctor.hub_adapters import CONFIG, WEIGHTS, modules_of, plain_lora, rank_and_weight, read_config
 
 SELECTED_AT_MOST = 1 + ALSO_AT_MOST
 PATTERNS = ("alpha_pattern", "rank_pattern")
@@ -141,12 +141,14 @@ def _fitting(loaded: LoadedModel, folder: Path) -> dict[str, Any]:
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        rank, uneven = config["r"], {name: told for name in PATTERNS if (told := config.get(name))}
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except SafetensorError as error:
         raise ModelError(f"The adapter in {folder.name} is damaged: {error}. Train again, or choose another checkpoint.") from error
-    for pattern, told in uneven.items():
-        raise ModelError(f"This adapter weighs {next(iter(told))} unlike others ({pattern}), which paired decoding does not know.")
+    called = f"the adapter in {folder.name}"
+    config = read_config(folder, called)
+    rank, _weight = rank_and_weight(config, called)
+    for pattern in PATTERNS:
+        if told := config.get(pattern):
+            raise ModelError(f"This adapter weighs {next(iter(told))} unlike others ({pattern}), which paired decoding does not know.")
     for key, shape in shapes.items():
         name, _, factor = key.removeprefix(PREFIX).rpartition(".lora_")
         if factor not in ("A.weight", "B.weight") or name.rpartition(".")[2] not in loaded.info.projections:
@@ -160,7 +162,7 @@ def _fitting(loaded: LoadedModel, folder: Path) -> dict[str, Any]:
         wanted = [rank, module.in_features] if is_first else [module.out_features, rank]
         if shape != wanted:
             raise ModelError(f"This adapter was not trained on {loaded.config.name}: {key} has shape {shape}, the model expects {wanted}.")
-    return plain_lora(config, modules_of(folder / WEIGHTS, folder.name), f"The adapter in {folder.name}")
+    return plain_lora(config, modules_of(folder / WEIGHTS, called), called)
 
 
 @contextmanager

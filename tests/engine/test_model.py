@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -305,6 +307,32 @@ def test_an_adapter_of_another_kind_is_refused_by_the_tensor_that_is_not_known(
     with pytest.raises(ModelError, match=named):
         select_adapter(loaded, tmp_path)
     assert (loaded.selected, loaded.peft) == ({}, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ("[1]", "The adapter_config.json of the adapter in other cannot be read: expected names and values."),
+        ('{"r": 4', "The adapter_config.json of the adapter in other cannot be read: Expecting"),
+        ('{"lora_alpha": 8}', "The adapter_config.json of the adapter in other does not tell a rank (r) and a weight (lora_alpha)."),
+        (
+            '{"r": 4.0, "lora_alpha": 8}',
+            "The adapter_config.json of the adapter in other does not tell a rank (r) and a weight (lora_alpha).",
+        ),
+        (
+            '{"r": 4, "lora_alpha": 8}',
+            "Only plain LoRA adapters can be compared in pairs, and the adapter in other is none: its type is None.",
+        ),
+    ],
+)
+def test_an_adapters_configuration_that_makes_no_sense_is_told_plainly(
+    loaded: LoadedModel, adapter: Path, tmp_path: Path, config: str, told: str
+) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(adapter, folder)
+    (folder / "adapter_config.json").write_text(config)
+    with pytest.raises(ModelError, match=f"^{re.escape(told)}"):
+        select_adapter(loaded, folder)
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
