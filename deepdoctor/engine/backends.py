@@ -89,6 +89,8 @@ class Unsloth:
             load_in_4bit=four_bit,
             device_map={"": 0},
         )
+        for module in model.modules():  # of a longer text it would leave out the end without a word
+            module.max_seq_length = model.config.max_position_embeddings
         names = {name for name, _ in model.named_parameters()} - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
         return model, sorted(names - stored_names(Path(folder)))
 

@@ -4,6 +4,7 @@ from deepdoctor.engine.accelerator import GIB, attention_by
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -100,8 +101,15 @@ def _rested(loaded: LoadedModel, run: Run, model: Any) -> Iterator[None]:
     finally:
         loaded.base.__dict__.pop("forward", None)  # TRL has wrapped it; the next run would wrap the wrapper
         loaded.backend.rest(model)
+        _let_go_of_embeddings()
         with suppress(OSError):  # a full disk must not hide why training ended
             run.set_status(peak_bytes=peak_bytes(loaded.device))
+
+
+def _let_go_of_embeddings() -> None:
+    """Undo what the trainer tells bitsandbytes of embeddings for good: it would hold 1 GiB of an 8B that was given up for another model."""
+    if found := sys.modules.get("bitsandbytes.optim"):
+        found.GlobalOptimManager.get_instance().module_weight_config_triple.clear()
 
 
 def _train(loaded: LoadedModel, run: Run, planned: Plan, follow: Follow, done: int) -> None:

@@ -1,5 +1,6 @@
 """On an NVIDIA GPU: wide adapters beside narrow ones, whole texts through the decoder, kernels that fail, and held-out losses."""
 
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,16 @@ import torch.nn.functional as F
 from deepdoctor.config import DatasetConfig, ModelConfig
 from deepdoctor.engine import head_loss
 from deepdoctor.engine.adapters import select_adapter
+from deepdoctor.engine.backends import LONGEST_TRAINED
 from deepdoctor.engine.client import EngineClient
-from deepdoctor.engine.compare import TOLERANCES
+from deepdoctor.engine.compare import TOLERANCES, reference_logits
 from deepdoctor.engine.decode import Decoder, Row
 from deepdoctor.engine.evaluate import token_losses
 from deepdoctor.engine.forward import TorchSteps
 from deepdoctor.engine.guard import GuardedSteps
 from deepdoctor.engine.head_loss import UNTRAINED, mean_loss, without_compiling
 from deepdoctor.engine.model import LoadedModel
+from deepdoctor.engine.room import free
 from deepdoctor.tokens import Encoded
 from tests.engine import tiny
 from tests.engine.across import QUESTION, Listener, adapted_run, log_of, request
@@ -158,6 +161,30 @@ def test_running_out_of_memory_while_answering_is_told_and_the_same_process_answ
         assert engine.pid == pid
 
 
+def test_a_model_that_was_trained_is_given_up_whole(model: tuple[Path, list[Path]], dataset: DatasetConfig, tmp_path: Path) -> None:
+    session = opened(tmp_path / "data", model[0], "bfloat16")
+    session.finetune(tiny.new_run(session, dataset, max_steps=2, optimizer="adamw_8bit").id)
+    weights = [weakref.ref(weight) for weight in tiny.model_of(session).base.parameters()]
+    assert all(weight() is not None for weight in weights)
+    del session
+    free()
+    assert not any(weight() is not None for weight in weights)
+
+
+def test_a_text_longer_than_unsloth_is_told_of_is_read_to_its_end(tmp_path: Path) -> None:
+    folder = tiny.save_model(tmp_path / "model", **{**SHAPE, "max_position_embeddings": 16_384})
+    loaded = tiny.model_of(opened(tmp_path / "data", folder, "bfloat16"))
+    name = select_adapter(loaded, tiny.save_adapter(tmp_path / "adapter", folder, strength=0.05))
+    text = torch.randint(5, 600, (LONGEST_TRAINED + 800,), generator=torch.Generator().manual_seed(2)).tolist()
+    off, on = reference_logits(loaded, text, name)
+    assert not torch.equal(off, reference_logits(loaded, [*text[:-1], text[-1] + 1], name)[0])
+    decoder = Decoder(loaded, 2, len(text) + 8)
+    two = tiny.GREEDY.changed(max_new_tokens=2)
+    base, tuned = tiny.recorded(decoder, Row(text, None, two), Row(text, name, two))
+    assert (base[0] - off).abs().max() <= TOLERANCES[loaded.dtype]
+    assert (tuned[0] - on).abs().max() <= TOLERANCES[loaded.dtype]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_loss_in_parts_is_no_further_from_float32_than_unsloth_s_own_is(dtype: torch.dtype) -> None:
     from unsloth.models import llama
@@ -197,5 +224,7 @@ def test_a_run_s_losses_are_made_in_parts(
 
     monkeypatch.setattr(head_loss, "mean_loss", counted)
     session = opened(tmp_path / "data", model[0], "bfloat16")
-    session.finetune(tiny.new_run(session, dataset, max_steps=3, batch_size=2, accumulation=2).id)
-    assert len(asked) == 6
+    recipe = {"max_steps": 3, "batch_size": 2, "accumulation": 2, "batching": "as_set"}
+    run = session.finetune(tiny.new_run(session, dataset, **recipe).id)
+    assert run.status["plan"]["how"]["accumulation"] == 2
+    assert len(asked) >= 5, "of nine rows the last step takes one"
