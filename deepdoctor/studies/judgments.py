@@ -114,11 +114,12 @@ class Judgments:
         self._lock = RLock()
         self._read: dict[Path, int] = {}
         self._rows: dict[str, dict[str, list[Row]]] = {}
-        self._submissions: set[tuple[str, ...]] = set()
         self._broken = 0
 
     def add(self, row: Mapping[str, Any]) -> bool:
-        """Store one judgment; when this returns it is on disk. False if this very submission, or as much of the lock, was stored before.
+        """Store one judgment; when this returns it is on disk. False if the same form said the same and that stands, or as much is locked.
+
+        The same form with other words corrects: a browser's Back shows it again with its submission.
 
         Needs "study", "rater", "trial", "kind", "submission" and what the kind holds. Raises StudyError if that is incomplete, if a
         verdict or skip comes after the lock, or a lock or soundness before there is what it belongs to.
@@ -127,7 +128,7 @@ class Judgments:
             self._refresh()
             before = self._rows.get(row["study"], {}).get(row["rater"], ())
             said = ballot(before)
-            if _submission(row) in self._submissions or (row["kind"] == "lock" and _adds_nothing(row, said.locked.get(row["trial"]))):
+            if _adds_nothing(row, said):
                 return False
             _require_allowed(row, said)
             # a correction is what comes later: with a clock that was set back the old answer would still count
@@ -177,14 +178,20 @@ class Judgments:
             if row["kind"] == "verdict" and not isinstance(row["comment"], str):
                 raise ValueError(line)
             ballot([row])
-            self._submissions.add(_submission(row))
             self._rows.setdefault(row["study"], {}).setdefault(row["rater"], []).append(row)
         except (ValueError, KeyError, TypeError, AttributeError):
             self._broken += 1
 
 
-def _adds_nothing(lock: Mapping[str, Any], before: Row | None) -> bool:
-    return before is not None and (before.get("revealed") is True or lock.get("revealed") is not True)
+def _adds_nothing(row: Mapping[str, Any], said: Ballot) -> bool:
+    """Whether a row says what stands already; how long it took is no content."""
+    kept = {"verdict": said.verdicts, "lock": said.locked, "skip": said.skipped, "soundness": said.soundness}
+    before = said.guess if row["kind"] == "guess" else kept.get(row["kind"], {}).get(row["trial"])
+    if before is None:
+        return False
+    if row["kind"] == "lock":
+        return before.get("revealed") is True or row.get("revealed") is not True
+    return all(before.get(name) == value for name, value in row.items() if name != "seconds")
 
 
 def _require_allowed(row: Mapping[str, Any], said: Ballot) -> None:
@@ -199,7 +206,3 @@ def _require_allowed(row: Mapping[str, Any], said: Ballot) -> None:
         raise StudyError("The reasoning can be judged once the verdict is locked.")
     if found := problems(kind, row):
         raise StudyError(" ".join(found.values()))
-
-
-def _submission(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(row[name] for name in ("study", "rater", "trial", "kind", "submission"))

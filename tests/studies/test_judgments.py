@@ -41,12 +41,41 @@ def test_a_verdict_is_on_disk_when_it_is_stored(study: Study, store: Judgments, 
 
 def test_the_same_form_counts_once_and_a_new_one_corrects(study: Study, store: Judgments) -> None:
     assert store.add(verdict(study, RATER, "t1", "first"))
-    assert not store.add(verdict(study, RATER, "t1", "first", preference="B"))
-    assert store.ballot(study.id, RATER).verdicts["t1"]["preference"] == "A"
+    assert not store.add(verdict(study, RATER, "t1", "first", seconds=21.0)), "how long it took is no content"
     assert store.add(verdict(study, RATER, "t1", "second", preference="neither", seconds=5.0))
     said = store.ballot(study.id, RATER)
     assert (said.verdicts["t1"]["preference"], said.seconds["t1"]) == ("neither", 25.0)
     assert len(store.rows(study.id)) == 2
+
+
+@pytest.mark.parametrize("changes", [{"preference": "B"}, {"harm": {"A": "severe", "B": "none"}}, {"comment": "Looked again"}])
+def test_the_same_form_with_other_words_corrects(study: Study, store: Judgments, changes: dict) -> None:
+    """A browser's Back shows the form again with its old token: what is changed there is meant."""
+    store.add(verdict(study, RATER, "t1", "form"))
+    for _ in range(2):
+        store.add(verdict(study, RATER, "t1", "form", **changes))
+    stands = store.ballot(study.id, RATER).verdicts["t1"]
+    assert {name: stands[name] for name in changes} == changes
+    assert len(store.rows(study.id)) == 2
+    store.add(other(stands, "lock"))
+    assert not store.add(verdict(study, RATER, "t1", "form", **changes)), "what stands is not refused"
+    with pytest.raises(StudyError, match="locked and stands as it was"):
+        store.add(verdict(study, RATER, "t1", "form"))
+
+
+def test_the_same_form_judges_again_after_a_skip_and_changes_what_comes_after(study: Study, store: Judgments) -> None:
+    row = verdict(study, RATER, "t1", "form")
+    skip = {**other(row, "skip"), "submission": "form"}
+    assert [store.add(each) for each in (row, skip, skip, row)] == [True, True, False, True]
+    assert (list(store.ballot(study.id, RATER).verdicts), list(store.ballot(study.id, RATER).skipped)) == (["t1"], [])
+    store.add(other(row, "lock", revealed=False))
+    assert store.add(other(row, "lock", revealed=True)), "shown after all, from the same page"
+    for said in ({"A": "sound", "B": "flawed"}, {"A": "sound", "B": "sound"}):
+        assert [store.add(other(row, "soundness", **said)) for _ in range(2)] == [True, False]
+    for guess in ("A", "none"):
+        assert [store.add(other(row, "guess", guess=guess)) for _ in range(2)] == [True, False]
+    said_last = store.ballot(study.id, RATER)
+    assert (said_last.soundness["t1"]["B"], said_last.guess and said_last.guess["guess"]) == ("sound", "none")
 
 
 def test_a_correction_counts_though_the_clock_was_set_back(study: Study, tmp_path: Path) -> None:

@@ -222,8 +222,8 @@ def test_a_comment_too_long_is_told_and_not_cut(site: Site, study: Study, rater:
 def test_double_clicks_and_replays_count_once_and_two_tabs_correct(site: Site, study: Study, rater: Rater) -> None:
     trial = rater.trials[0]
     tabs = [submission(site.get(at(study, rater, trial))) for _ in range(2)]
-    for token in (tabs[0], tabs[0], tabs[1], tabs[0]):
-        given = {**WHOLE, "preference": "both" if token == tabs[1] else "A"}
+    for token, preference in ((tabs[0], "A"), (tabs[0], "A"), (tabs[1], "both"), (tabs[1], "both")):
+        given = {**WHOLE, "preference": preference}
         assert site.post(at(study, rater, trial), given=given, submission=token, action="save").status_code == 303
     assert [row["preference"] for row in site.store.rows(study.id)] == ["A", "both"]
     lock = submission(site.get(home(study, rater)))
@@ -234,6 +234,20 @@ def test_double_clicks_and_replays_count_once_and_two_tabs_correct(site: Site, s
     assert "locked and stands as it was" in words(late)
     assert home(study, rater) in late.text
     assert len(site.store.rows(study.id)) == 3
+
+
+def test_what_is_changed_after_the_browsers_back_is_kept_or_refused_in_words(site: Site, study: Study, rater: Rater) -> None:
+    """Back shows the form as it was sent, with the token that it had."""
+    trial = rater.trials[0]
+    token = submission(site.get(at(study, rater, trial)))
+    for harm in ("none", "severe"):
+        given = {**WHOLE, "harm-A": harm}
+        assert site.post(at(study, rater, trial), given=given, submission=token, action="save").status_code == 303
+    assert "Severe or death" in words(site.get(home(study, rater)))
+    site.post(at(study, rater, trial), submission=submission(site.get(home(study, rater))), action="lock")
+    late = site.post(at(study, rater, trial), given=WHOLE, submission=token, action="save")
+    assert (late.status_code, "locked and stands as it was" in words(late)) == (409, True)
+    assert site.store.ballot(study.id, rater.token).verdicts[trial.id]["harm"]["A"] == "severe"
 
 
 def test_a_copy_is_asked_for_once_for_all_that_is_new(tmp_path: Path, study: Study, rater: Rater) -> None:
