@@ -1,5 +1,6 @@
 """The bundle: whole, anonymous, computed again to the same numbers, read as a report; and damaged or hostile files are refused in words."""
 
+import csv
 import json
 import zipfile
 from collections import Counter
@@ -93,6 +94,21 @@ def test_the_numbers_are_computed_again(bundle: Path) -> None:
     assert again.found["guesses"]["right"] + again.found["guesses"]["wrong"] == 2
     assert again.found["measures"]["losses"] == LOSSES
     assert set(again.by) >= {"python", "scipy", "statsmodels"}
+
+
+def test_a_verdict_after_its_reference_was_read_is_marked_wherever_it_counts(tmp_path: Path) -> None:
+    study, store = prepared(tmp_path, 2, seeds_per_question=2, repeat_share=0), Judgments(tmp_path)
+    rater = study.join("Ada", "cardiology", 7)
+    before = rater.trials[0]
+    after = next(trial for trial in rater.trials[1:] if trial.question == before.question)
+    for trial in (before, after):
+        store.add(verdict(study, rater.token, trial.id))
+        store.add(other(verdict(study, rater.token, trial.id), "lock", revealed=True))
+    with zipfile.ZipFile(write_bundle(study, store.rows(study.id), {}, tmp_path / "study.zip")) as archive:
+        page, table = archive.read("report.html").decode(), archive.read("verdicts.csv").decode()
+    assert "First verdicts given after the rater had read that question's reference beside another pair: 1 of 2" in page
+    assert page.count("R1 (reference read)") == 1
+    assert [row["reference_read"] for row in csv.DictReader(table.splitlines())] == ["False", "True"]
 
 
 def test_everything_is_in_it_but_names_and_secrets(study: Study, rows: list[Row], bundle: Path) -> None:

@@ -304,6 +304,7 @@ def test_who_locks_without_them_reads_reasoning_and_reference_later_only_when_as
     locked(site, study, rater, trial)
     page = site.get(at(study, rater, trial))
     assert "your verdict is locked" in words(page)
+    assert "comes after its reference was read is marked as such in the results" in words(page)
     assert not any(secret in words(page) for secret in secrets)
     assert site.store.ballot(study.id, rater.token).locked[trial.id]["revealed"] is False
     answer = site.post(at(study, rater, trial), submission=submission(page), action="reveal")
