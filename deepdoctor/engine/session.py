@@ -29,7 +29,7 @@ from deepdoctor.errors import DeepDoctorError, EngineError, ModelError, RunError
 from deepdoctor.hub_adapters import FOLDER, PREFIX, HubAdapter, HubAdapters
 from deepdoctor.overlap import graded
 from deepdoctor.runs import Run, Runs, logged
-from deepdoctor.studies.progress import keep_losses
+from deepdoctor.studies.progress import keep_losses, require_unopened
 from deepdoctor.studies.study import Studies, Study
 
 Ask = Callable[[], bool]
@@ -269,6 +269,7 @@ class Session:
     def prepare(self, study_id: str, should_stop: Ask = never) -> Study:
         """Write the answers that a study lacks. Whatever goes wrong is written into its status, then raised."""
         study = self.studies.get(study_id)
+        require_unopened(study)
         try:
             study.claim()
             run = self.runs.get(study.config.run)

@@ -14,7 +14,7 @@ from deepdoctor.studies.bundle import recompute, write_bundle
 from deepdoctor.studies.draft import Draft
 from deepdoctor.studies.headline import study_plan
 from deepdoctor.studies.judgments import Judgments
-from deepdoctor.studies.progress import damage, damage_of, losses_of, verdicts
+from deepdoctor.studies.progress import damage, damage_of, losses_of, require_unopened, verdicts
 from deepdoctor.studies.study import Studies, Study
 
 MOST_SHOWN = 20
@@ -60,6 +60,7 @@ def list_studies(data_dir: Path) -> Outcome:
 def prepare(data_dir: Path, study_id: str) -> Outcome:
     """Write the answers that a study lacks, and open it to raters; Ctrl-C keeps what is written. Raises DeepDoctorError."""
     study = Studies(data_dir).get(study_id)
+    require_unopened(study)
     if study.is_claimed():
         raise ConfigError(f"The answers of {study.name} are being prepared already, by the app or another command.")
     say("Loading the model …")

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from deepdoctor.errors import RunError
+from deepdoctor.errors import RunError, StudyError
 from deepdoctor.files import write_json
 from deepdoctor.runs import Run, Runs
 from deepdoctor.studies.judgments import Judgments
@@ -32,6 +32,12 @@ def progress(study: Study, judgments: Judgments) -> list[Progress]:
 def verdicts(study: Study, judgments: Judgments) -> int:
     """How many verdicts there are, repeated presentations included."""
     return sum(each.judged for each in progress(study, judgments))
+
+
+def require_unopened(study: Study) -> None:
+    """Raises StudyError if raters have been let in: preparing such a study again could only shut them out, or let them in."""
+    if study.state in ("open", "closed"):
+        raise StudyError(f"The study {study.name} is {study.state}; its answers are all written. Nothing was changed.")
 
 
 def keep_losses(study: Study, run: Run) -> None:

@@ -25,7 +25,7 @@ from deepdoctor.studies.measures import losses
 from deepdoctor.studies.progress import losses_of
 from deepdoctor.studies.study import Study
 from tests.engine import tiny
-from tests.studies.prepared import created
+from tests.studies.prepared import created, prepared
 
 DRAWN = SamplingConfig(temperature=0.9, max_new_tokens=12, seed=5)
 TEXT = ("text", "tokens", "reasoning_tokens", "finish_reason")
@@ -48,6 +48,17 @@ def rows_of(study: Study) -> list[dict]:
 def said(side: Transcript) -> list[object]:
     """What a side wrote, without how long it took."""
     return [getattr(side, name) for name in TEXT]
+
+
+@pytest.mark.parametrize("close", [False, True])
+def test_a_study_that_is_open_or_closed_is_left_alone(session: Session, close: bool) -> None:
+    study = prepared(session.data_dir, 2)
+    if close:
+        study.close()
+    before = study.status
+    with pytest.raises(StudyError, match="its answers are all written"):
+        session.prepare(study.id)
+    assert study.status == before
 
 
 @pytest.fixture

@@ -138,6 +138,17 @@ def test_a_study_that_is_being_prepared_is_left_alone(tmp_path: Path) -> None:
         study_commands.prepare(tmp_path, study.id)
 
 
+@pytest.mark.parametrize("state", ["open", "closed"])
+def test_a_study_whose_answers_are_written_is_not_prepared(told: Told, tmp_path: Path, state: str) -> None:
+    """Its run may be gone: failing over that would lock its raters out."""
+    study = prepared(tmp_path, 2)
+    study.set_status(state=state)
+    before = study.status
+    said = told("prepare", study.id, code=2)["error"]
+    assert f"is {state}; its answers are all written" in said
+    assert study.status == before
+
+
 def test_prepare_writes_the_answers_and_opens_the_study(
     told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
