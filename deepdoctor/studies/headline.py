@@ -1,6 +1,7 @@
 """What a study found, in sentences that a clinician reads, and what it would take to find something. Takes the blocks of results.py."""
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Mapping
 from typing import Any
 
 from deepdoctor.studies.intervals import FEW_QUESTIONS, MIN_QUESTIONS
@@ -159,14 +160,17 @@ def study_plan(effect: float, raters: int, native_arm: bool = False, ties: float
     # a pair that stands against the native arm says as little of tuned against base as a tie
     undecided = 1 - (1 - ties) / 2 if native_arm else ties
     votes, questions = votes_needed(effect), _questions(effect, raters, undecided)
-    sentence = f"To tell {percent(effect)} from a half with {percent(POWER)} power takes {votes} decided verdicts, were they independent. "
+    sentence = (
+        f"To tell {percent(effect)} from a half with {percent(POWER)} power takes {votes:,} decided verdicts, were they independent. "
+    )
     crowd = "one rater" if raters == 1 else f"{raters} raters who differ as raters do"
     halved = f", half of them against {NAMES['native']}" if native_arm else ""
     if questions:
         sentence += f"With {crowd} and {percent(ties)} of verdicts for neither side, that is about {questions} questions each{halved}."
     else:
-        more, each = _enough(effect, raters, undecided)
-        sentence += f"With {crowd}, no number of questions is sure to be enough; {more} raters need about {each} questions each{halved}."
+        enough = _enough(effect, raters, undecided)
+        others = f"; {enough[0]} raters need about {enough[1]} questions each{halved}" if enough else ", however many raters judge"
+        sentence += f"With {crowd}, no number of questions is sure to be enough{others}."
     if raters == 1:
         sentence += " One rater shows one rater's taste only."
     return {
@@ -182,7 +186,9 @@ def _questions(effect: float, raters: int, ties: float) -> int | None:
     return found and max(found, FEW_QUESTIONS)
 
 
-def _enough(effect: float, raters: int, ties: float) -> tuple[int, int]:
-    """The next number of raters with which some number of questions is enough, and that number."""
-    steps: Iterable[int] = (*range(raters + 1, 50), *range(50, 1000, 10), *range(1000, 100_000, 1000))
-    return next((more, each) for more in steps if (each := _questions(effect, more, ties)))
+def _enough(effect: float, raters: int, ties: float) -> tuple[int, int] | None:
+    """The next number of raters with which some number of questions is enough, and that number; None if none is."""
+    steps = (*range(raters + 1, 50), *range(50, 1000, 10), *range(1000, 100_000, 1000))
+    place = bisect_left(steps, True, key=lambda more: bool(_questions(effect, more, ties)))
+    each = _questions(effect, steps[place], ties) if place < len(steps) else None
+    return (steps[place], each) if each else None

@@ -102,8 +102,8 @@ def two_way(rows: Sequence[tuple[Hashable, Hashable, float, float]]) -> Interval
     draws = part / whole[whole > 0]
     low, high = (float(each) for each in np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     influence = (parts - estimate * wholes) / total
-    error, widening = _combined([(_variance(sums), sums.size) for sums in (influence.sum(1), influence.sum(0), influence[wholes > 0])])
-    factor = widening * error / float(draws.std()) if draws.std() else 0.0
+    error, widening = _combined([(_variance(sums), sums.size - 1) for sums in (influence.sum(1), influence.sum(0), influence[wholes > 0])])
+    factor = float(widening * error / draws.std()) if draws.std() else 0.0
     return estimate + (low - estimate) * factor, estimate + (high - estimate) * factor
 
 
@@ -123,20 +123,21 @@ def _variance(sums: "NDArray[np.float64]") -> float:
     return float((sums**2).sum() * sums.size / (sums.size - 1)) if sums.size > 1 else 0.0
 
 
-def _combined(clustered: Sequence[tuple[float, int]]) -> tuple[float, float]:
+def _combined(clustered: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
     """(standard error, Student's t over the normal quantile) from a variance clustered by question, by rater and not at all.
 
-    clustered: (variance, number of clusters) of each. What questions and raters add to the verdicts' own noise is never taken as negative.
-    Degrees of freedom after Satterthwaite (Biometrics Bulletin 1946;2:110-114).
+    clustered: (variance, its degrees of freedom) of each, numbers or arrays. What questions and raters add to the verdicts' own noise is
+    never taken as negative. Degrees of freedom together after Satterthwaite (Biometrics Bulletin 1946;2:110-114).
     """
     from scipy.stats import norm, t
 
     own = clustered[2][0]
-    parts = [max(0.0, clustered[0][0] - own), max(0.0, clustered[1][0] - own), own]
-    uncertain = sum(part**2 / (size - 1) for part, (_, size) in zip(parts, clustered, strict=True) if size > 1)
-    freedom = sum(parts) ** 2 / uncertain if uncertain else math.inf
-    tail = (1 + LEVEL) / 2
-    return math.sqrt(sum(parts)), float(t.ppf(tail, freedom) / norm.ppf(tail))
+    parts = [np.maximum(0.0, clustered[0][0] - own), np.maximum(0.0, clustered[1][0] - own), own]
+    # without freedom there is no variance either
+    uncertain = sum(part**2 / np.where(freedom, freedom, 1) for part, (_, freedom) in zip(parts, clustered, strict=True))
+    tail, total = (1 + LEVEL) / 2, sum(parts)
+    freedom = np.divide(total**2, uncertain, out=np.full(np.shape(total), np.inf), where=uncertain > 0)
+    return np.sqrt(total), t.ppf(tail, freedom) / norm.ppf(tail)
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def adjusted(
     if _separated(np.asarray(wins, bool), design):
         return Adjusted(why="in these pairs style varies too little, or tells the winner by itself")
     value, variances = _intercept(np.asarray(wins, float), design, clusters)
-    error, widening = _combined([(variance, len(set(groups))) for variance, groups in zip(variances, clusters, strict=True)])
+    error, widening = _combined([(variance, len(set(groups)) - 1) for variance, groups in zip(variances, clusters, strict=True)])
     reach = norm.ppf((1 + LEVEL) / 2) * widening * error
     longer, shorter = (table[:, 0] > 0).mean(), (table[:, 0] < 0).mean()
     return Adjusted(_expit(value), (_expit(value - reach), _expit(value + reach)), bool(max(longer, shorter) > 0.9))
@@ -284,15 +285,14 @@ def questions_needed(effect: float, raters: int, ties: float, power: float = POW
 
     variance = effect * (1 - effect)
     at_least = votes_needed(effect, power)
-    for questions in range(max(2, math.ceil(at_least / (raters * (1 - ties)))), MOST_QUESTIONS):
-        votes = questions * raters * (1 - ties)
-        own = variance * (1 - QUESTION_SHARE - RATER_SHARE) / votes
-        by_rater = variance * RATER_SHARE / raters + own if raters > 1 else 0.0
-        by_question = variance * QUESTION_SHARE / questions + own
-        error, widening = _combined([(by_question, questions), (by_rater, raters), (own, math.ceil(votes))])
-        if (effect - 0.5) / error >= norm.ppf((1 + LEVEL) / 2) * widening + norm.ppf(power):
-            return questions
-    return None
+    questions = np.arange(max(2, math.ceil(at_least / (raters * (1 - ties)))), MOST_QUESTIONS)
+    votes = questions * raters * (1 - ties)
+    own = variance * (1 - QUESTION_SHARE - RATER_SHARE) / votes
+    by_rater = variance * RATER_SHARE / raters + own if raters > 1 else np.zeros(questions.size)
+    by_question = variance * QUESTION_SHARE / questions + own
+    error, widening = _combined([(by_question, questions - 1), (by_rater, raters - 1), (own, np.ceil(votes) - 1)])
+    enough = (effect - 0.5) / error >= norm.ppf((1 + LEVEL) / 2) * widening + norm.ppf(power)
+    return int(questions[enough.argmax()]) if enough.any() else None
 
 
 def detectable(votes: int, power: float = POWER) -> float | None:

@@ -1,5 +1,7 @@
 """The first sentences: harm before preference, nothing claimed that was not found, and what a study takes."""
 
+import time
+
 import pytest
 
 from deepdoctor.studies.contest import compare
@@ -125,6 +127,16 @@ def test_a_plan_says_what_it_takes() -> None:
     crowd = study_plan(0.9, 10)
     assert (crowd["questions"], crowd["verdicts"]) == (12, 120), "with fewer, raters who agree would not be believed"
     assert "one rater's taste" in study_plan(0.65, 1)["sentence"]
+
+
+@pytest.mark.parametrize("effect", [0.501, 0.505])
+def test_a_plan_for_what_no_study_tells_says_so_at_once(effect: float) -> None:
+    began = time.process_time()
+    planned = study_plan(effect, 3)
+    assert time.process_time() - began < 5
+    assert (planned["questions"], planned["verdicts"]) == (None, None)
+    assert "no number of questions is sure to be enough, however many raters judge." in planned["sentence"]
+    assert f"takes {planned['votes']:,} decided" in planned["sentence"]
 
 
 def test_a_plan_with_the_native_arm_counts_only_the_pairs_against_base() -> None:
