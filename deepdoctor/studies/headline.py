@@ -1,7 +1,7 @@
 """What a study found, in sentences that a clinician reads, and what it would take to find something. Takes the blocks of results.py."""
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepdoctor.studies.intervals import FEW_QUESTIONS, MIN_QUESTIONS
@@ -14,6 +14,8 @@ NO_INTERVAL = "no interval from one question"
 # share of verdicts for neither side that planning assumes
 TIES = 0.3
 FEW_RATERS = 5
+# share of raters below which so few, judging alike much, would tell as much as all
+EVEN_RATERS = 0.6
 NAMES = {"base": "base", "native": "the base under its native prompt", "tuned": "tuned"}
 
 
@@ -116,6 +118,7 @@ def cautions(found: Block) -> list[str]:
         said.append("Only one rater judged: a rater's taste cannot be told from a difference between the answers.")
     elif counts["raters"] < FEW_RATERS:
         said.append(f"Only {counts['raters']} raters judged: how others would judge is hardly known.")
+    said += _unequal([rater["verdicts"] for rater in found["raters"] if rater["verdicts"]])
     known = {grade: number for grade, number in counts["seen"].items() if grade != "unseen" and number}
     if known:
         listed = ", ".join(f"{number} {grade}" for grade, number in known.items())
@@ -132,6 +135,17 @@ def cautions(found: Block) -> list[str]:
     if repeats["pairs"] >= 5 and repeats["share"] < 0.6:
         said.append(f"Raters gave the same verdict again in only {repeats['same']} of {repeats['pairs']} repeated pairs.")
     return said + _unended(found["measures"])
+
+
+def _unequal(given: Sequence[int]) -> list[str]:
+    """given: how many verdicts each rater gave. As many raters judging alike would tell as much (Kish, Survey Sampling, 1965)."""
+    alike = sum(given) ** 2 / sum(each**2 for each in given)
+    if alike >= EVEN_RATERS * len(given):
+        return []
+    return [
+        f"Raters judged very unequally: one of {len(given)} gave {max(given)} of {sum(given)} verdicts. How raters differ is known no "
+        f"better than from {alike:.1f} who judge alike much."
+    ]
 
 
 def _unended(measures: Block) -> list[str]:

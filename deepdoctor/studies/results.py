@@ -11,7 +11,7 @@ from statistics import median, quantiles
 from typing import Any, get_args
 
 from deepdoctor.overlap import Grade
-from deepdoctor.studies import statistics
+from deepdoctor.studies import agreement, statistics
 from deepdoctor.studies.contest import HARM_LEVELS, PREFERENCES, compare, preferred, rate
 from deepdoctor.studies.exports import RATER_FIELDS, codes
 from deepdoctor.studies.headline import cautions, headline, opening, power
@@ -165,9 +165,9 @@ def _agreed(said: Sequence[tuple[Hashable, str, int]], categories: int, scale: A
     ratings = [[unit.get(rater) for rater in raters] for unit in units.values()]
     return {
         "units": sum(len(unit) > 1 for unit in units.values()),
-        "alpha": statistics.alpha(ratings, scale),
-        "ac1": statistics.ac1(ratings, categories),
-        "plain": statistics.agreement(ratings, categories),
+        "alpha": agreement.alpha(ratings, scale),
+        "ac1": agreement.ac1(ratings, categories),
+        "plain": agreement.plain(ratings, categories),
     }
 
 

@@ -1,14 +1,15 @@
-"""Rates, intervals, tests, agreement and sample sizes: numbers in, numbers out. SciPy, statsmodels and evalica are loaded on use.
+"""Rates, intervals, tests and sample sizes: numbers in, numbers out. SciPy and statsmodels are loaded on use.
 
 Verdicts are not independent: raters agree on a question, and each rater has a taste. In simulated studies of 40 questions, whose log-odds
 for the tuned answer spread by 1 over questions and by 0.3 over raters, Wilson's 95% interval covers the truth in 89% of studies with 3
-raters and 76% with 15, `two_way` in 96%. Where raters spread by 0.7, `two_way` covers it in 89% with 3 raters and 93% with 15.
+raters and 76% with 15, `two_way` in 96%. Where raters spread by 0.7, `two_way` covers it in 89% with 3 raters and 93% with 15; with one
+rater of 72 verdicts beside four of 3, in 96%, where it would in 84% if those five weighed the same.
 """
 
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -87,8 +88,9 @@ def two_way(rows: Sequence[tuple[Hashable, Hashable, float, float]]) -> Interval
 
     Each draw resamples questions and raters, both with replacement (Owen, Ann Appl Stat 2007;1:386-411). As Owen shows, the draws count the
     noise of single verdicts three times; so their spread is brought to the two-way clustered variance (Cameron, Gelbach and Miller, J Bus
-    Econ Stat 2011;29:238-249), and widened by Student's t where few raters differ much. One rater's taste cannot be told from the effect:
-    then only questions vary. The same rows give the same interval. None if there are fewer than two questions or the wholes sum to 0.
+    Econ Stat 2011;29:238-249), and widened by Student's t where few raters, or few who gave most verdicts, differ much. One rater's taste
+    cannot be told from the effect: then only questions vary. The same rows give the same interval. None if there are fewer than two
+    questions or the wholes sum to 0.
     """
     parts, wholes = _tables(rows)
     total = wholes.sum()
@@ -101,8 +103,9 @@ def two_way(rows: Sequence[tuple[Hashable, Hashable, float, float]]) -> Interval
     part = ((of_questions @ parts) * of_raters).sum(1)[whole > 0]
     draws = part / whole[whole > 0]
     low, high = (float(each) for each in np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    influence = (parts - estimate * wholes) / total
-    error, widening = _combined([(_variance(sums), sums.size - 1) for sums in (influence.sum(1), influence.sum(0), influence[wholes > 0])])
+    influence, shares, told = (parts - estimate * wholes) / total, wholes / total, wholes > 0
+    clusters = [(influence.sum(1), shares.sum(1)), (influence.sum(0), shares.sum(0)), (influence[told], shares[told])]
+    error, widening = _combined([_clustered(*cluster) for cluster in clusters])
     factor = float(widening * error / draws.std()) if draws.std() else 0.0
     return estimate + (low - estimate) * factor, estimate + (high - estimate) * factor
 
@@ -118,9 +121,20 @@ def _tables(rows: Sequence[tuple[Hashable, Hashable, float, float]]) -> "tuple[N
     return parts, wholes
 
 
-def _variance(sums: "NDArray[np.float64]") -> float:
-    """Variance of a total, from its influence summed by cluster."""
-    return float((sums**2).sum() * sums.size / (sums.size - 1)) if sums.size > 1 else 0.0
+def _clustered(sums: "NDArray[np.float64]", shares: "NDArray[np.float64]") -> tuple[float, float]:
+    """(variance, degrees of freedom) of a total, from its influence summed by cluster, each of which has that share of all verdicts.
+
+    A large cluster draws the estimate to itself: its influence is divided by what it leaves to the others (CR3, the jackknife's; Bell and
+    McCaffrey, Survey Methodology 2002;28:169-181; Cameron and Miller, J Hum Resour 2015;50:317-372). Clusters alike: as ever, n / (n - 1).
+    """
+    if (count := int((shares > 0).sum())) < 2:
+        return 0.0, 0.0
+    return float(((sums / (1 - shares)) ** 2).sum() * (count - 1) / count), _freedom(shares)
+
+
+def _freedom(shares: "NDArray[np.float64]") -> float:
+    """One less than the effective number of clusters (Carter, Schnepel and Steigerwald, Rev Econ Stat 2017;99:698-709), and at least 1."""
+    return max(1.0, 1 / float((shares**2).sum()) - 1)
 
 
 def _combined(clustered: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
@@ -175,7 +189,8 @@ def adjusted(
     if _separated(np.asarray(wins, bool), design):
         return Adjusted(why="in these pairs style varies too little, or tells the winner by itself")
     value, variances = _intercept(np.asarray(wins, float), design, clusters)
-    error, widening = _combined([(variance, len(set(groups)) - 1) for variance, groups in zip(variances, clusters, strict=True)])
+    freedoms = [_freedom(np.bincount(groups) / len(wins)) for groups in clusters]
+    error, widening = _combined(list(zip(variances, freedoms, strict=True)))
     reach = norm.ppf((1 + LEVEL) / 2) * widening * error
     longer, shorter = (table[:, 0] > 0).mean(), (table[:, 0] < 0).mean()
     return Adjusted(_expit(value), (_expit(value - reach), _expit(value + reach)), bool(max(longer, shorter) > 0.9))
@@ -210,52 +225,6 @@ def _numbered(labels: Sequence[Hashable]) -> "NDArray[np.int64]":
 
 def _expit(value: float) -> float:
     return 1 / (1 + math.exp(-value))
-
-
-def alpha(ratings: Sequence[Sequence[int | None]], scale: Literal["nominal", "ordinal"]) -> float | None:
-    """Krippendorff's alpha: 1 is perfect, 0 what chance gives. ratings: one row a unit, one place a rater, None where missing.
-
-    Krippendorff, Computing Krippendorff's Alpha-Reliability (2011); evalica. None if no unit has two ratings, or all ratings are the same.
-    """
-    import evalica
-    import pandas as pd
-
-    table = pd.DataFrame(list(ratings), dtype=float).T
-    if not (table.notna().sum() > 1).any():
-        return None
-    found = evalica.alpha(table, distance=scale)
-    return float(found.alpha) if found.expected else None
-
-
-def ac1(ratings: Sequence[Sequence[int | None]], categories: int) -> float | None:
-    """Gwet's AC1: agreement beyond chance that does not break down where one category is rare (Br J Math Stat Psychol 2008;61:29-48).
-
-    ratings as for `alpha`, each in 0 … categories - 1. None if no unit has two ratings.
-    """
-    counts = _counted(ratings, categories)
-    observed = _pairwise(counts)
-    if observed is None:
-        return None
-    shares = (counts / counts.sum(1, keepdims=True)).mean(0)
-    chance = float((shares * (1 - shares)).sum() / (categories - 1))
-    return (observed - chance) / (1 - chance)
-
-
-def agreement(ratings: Sequence[Sequence[int | None]], categories: int) -> float | None:
-    """How often two raters say the same of a unit, averaged over units; ratings as for `ac1`. None if no unit has two ratings."""
-    return _pairwise(_counted(ratings, categories))
-
-
-def _counted(ratings: Sequence[Sequence[int | None]], categories: int) -> "NDArray[np.float64]":
-    """How many raters put each rated unit (rows) into each category (columns)."""
-    counts = [[sum(rating == category for rating in unit) for category in range(categories)] for unit in ratings]
-    return np.asarray([unit for unit in counts if any(unit)], float).reshape(-1, categories)
-
-
-def _pairwise(counts: "NDArray[np.float64]") -> float | None:
-    several = counts[counts.sum(1) > 1]
-    raters = several.sum(1)
-    return float(((several * (several - 1)).sum(1) / (raters * (raters - 1))).mean()) if len(several) else None
 
 
 def votes_needed(effect: float, power: float = POWER) -> int:

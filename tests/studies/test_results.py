@@ -201,6 +201,15 @@ def test_guesses_and_time() -> None:
     assert (value["seconds"]["median"], value["seconds"]["total"]) == (20, 90)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"), [((36, 2, 2), "one of 3 gave 36 of 40"), ((36, 2), "one of 2 gave 36 of 38"), ((36, 20, 18), "")]
+)
+def test_raters_who_judge_very_unequally_are_a_caution(given: tuple[int, ...], told: str) -> None:
+    said = [each for number, each in enumerate(verdicts(["tuned"] * 108, 3)) if number // 3 < dict(enumerate(given)).get(number % 3, 0)]
+    cautions = found(said, questions=36)["cautions"]
+    assert any(f"Raters judged very unequally: {told}" in caution for caution in cautions) == bool(told)
+
+
 def test_what_training_knew_is_a_caution() -> None:
     assert any("(30 near-seen)" in caution for caution in found(verdicts(["tuned"]), seen="near-seen")["cautions"])
     assert not any("Training" in caution for caution in found(verdicts(["tuned"]))["cautions"])

@@ -10,26 +10,6 @@ from deepdoctor.studies import statistics
 from deepdoctor.studies.judged import Judged
 from tests.studies.panel import average, drawn
 
-# Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), example D: 4 observers, 12 units, missing values; categories from 1
-OBSERVERS = (
-    (1, 1, None, 1),
-    (2, 2, 3, 2),
-    (3, 3, 3, 3),
-    (3, 3, 3, 3),
-    (2, 2, 2, 2),
-    (1, 2, 3, 4),
-    (4, 4, 4, 4),
-    (1, 1, 2, 1),
-    (2, 2, 2, 2),
-    (None, 5, 5, 5),
-    (None, None, 1, 1),
-    (None, None, 3, None),
-)
-RATINGS = [[rating and rating - 1 for rating in unit] for unit in OBSERVERS]
-# two abstractors, 100 pregnancies, 3 diagnoses: cont3x3abstractors of the R package irrCAC (Gwet, Handbook of Inter-Rater Reliability)
-ABSTRACTORS = ((13, 0, 0), (0, 20, 7), (0, 4, 56))
-DIAGNOSES = [[row, column] for row in range(3) for column in range(3) for _ in range(ABSTRACTORS[row][column])]
-
 
 @pytest.mark.parametrize(
     ("count", "total", "low", "high"),
@@ -78,24 +58,6 @@ def test_signed_rank_goes_on_where_counting_ends() -> None:
     assert near == pytest.approx(exact, rel=0.1)
 
 
-def test_agreement_as_published() -> None:
-    assert statistics.alpha(RATINGS, "nominal") == pytest.approx(0.743, abs=5e-4)
-    assert statistics.alpha(RATINGS, "ordinal") == pytest.approx(0.815, abs=5e-4)
-    # irrCAC, cac.raw4raters: the same ratings
-    assert statistics.ac1(RATINGS, 5) == pytest.approx(0.77544, abs=5e-6)
-    assert statistics.agreement(RATINGS, 5) == pytest.approx(0.81818, abs=5e-6)
-    assert statistics.alpha(DIAGNOSES, "nominal") == pytest.approx(0.7972585, abs=5e-7)
-    assert statistics.ac1(DIAGNOSES, 3) == pytest.approx(0.8493305, abs=5e-7)
-    assert statistics.agreement(DIAGNOSES, 3) == pytest.approx(0.89)
-
-
-def test_rare_harm_breaks_alpha_but_not_ac1() -> None:
-    """98 of 100 agreed upon, harm in 1 of 100 for each rater, never the same."""
-    ratings = [[0, 0]] * 98 + [[2, 0], [0, 2]]
-    assert statistics.alpha(ratings, "ordinal") == pytest.approx(0, abs=0.02)
-    assert statistics.ac1(ratings, 3) == pytest.approx(0.98, abs=0.005)
-
-
 def test_nothing_is_told_of_nothing() -> None:
     assert statistics.wilson(0, 0) is None
     assert statistics.sign_test(0, 0) is None
@@ -104,11 +66,6 @@ def test_nothing_is_told_of_nothing() -> None:
     assert statistics.two_way([]) is None
     assert statistics.two_way([("q", "r", 1, 1), ("q", "s", 0, 1)]) is None
     assert statistics.two_way([("q", "r", 0, 0), ("p", "r", 0, 0)]) is None
-    for ratings in ([], [[1, None], [None, 0]]):
-        assert statistics.alpha(ratings, "nominal") is None
-        assert statistics.ac1(ratings, 2) is None
-        assert statistics.agreement(ratings, 2) is None
-    assert statistics.alpha([[1, 1], [1, 1]], "nominal") is None, "without any difference, chance is all there is"
 
 
 @pytest.mark.parametrize(("effect", "votes"), [(0.6, 199), (0.65, 90), (0.7, 49)])
@@ -144,6 +101,17 @@ def test_the_two_way_interval_covers_the_truth_at_its_rate(raters: int, spreads:
     assert 228 <= covered <= 247
     if raters == 12:
         assert by_wilson < 215, "verdicts taken as independent promise too much: that is what two_way is for"
+
+
+def test_one_keen_rater_among_four_who_looked_in_does_not_narrow_the_interval() -> None:
+    """One rater gives 72 verdicts, four give 3 each. In 120 studies an interval of 95% covers in 106 or more but for one seed in 500."""
+    rng, covered = Random(17), 0
+    for _ in range(120):
+        seen = {f"token-{rater}": {f"question-{each}" for each in rng.sample(range(1, 73), 3)} for rater in range(2, 6)}
+        study = [each for each in drawn(rng, 72, 5, 0.0, (1.0, 0.7)) if each.question in seen.get(each.rater, {each.question})]
+        low, high = statistics.two_way(shares(study)) or (math.nan, math.nan)
+        covered += low <= 0.5 <= high
+    assert covered >= 106
 
 
 def test_two_way_of_one_rater_varies_over_questions_only() -> None:
