@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deepdoctor.studies.contest import SIGNIFICANT
 from deepdoctor.studies.intervals import FEW_QUESTIONS, MIN_QUESTIONS
 from deepdoctor.studies.statistics import POWER, detectable, questions_needed, votes_needed
 
@@ -123,11 +124,8 @@ def cautions(found: Block) -> list[str]:
     if known:
         listed = ", ".join(f"{number} {grade}" for grade, number in known.items())
         said.append(f"Training knew some of the {counts['questions']} questions ({listed}); look at the unseen ones by themselves.")
-    if guessed["right"] >= 3 and guessed["share"] >= 0.75:
-        said.append(
-            f"{guessed['right']} of {guessed['right'] + guessed['wrong']} raters told which side was tuned: blinding may not have held."
-        )
-    if slots["p"] is not None and slots["p"] < 0.05:
+    said += _seen_through(guessed)
+    if slots["p"] is not None and slots["p"] < SIGNIFICANT:
         said.append(
             f"Slot A was preferred in {slots['a']} of {slots['decided']} decided pairs ({percent(slots['share'])}). Slots are balanced, so "
             "this favours neither side, but such verdicts say less."
@@ -135,6 +133,17 @@ def cautions(found: Block) -> list[str]:
     if repeats["pairs"] >= 5 and repeats["share"] < 0.6:
         said.append(f"Raters gave the same verdict again in only {repeats['same']} of {repeats['pairs']} repeated pairs.")
     return said + _unended(found["measures"])
+
+
+def _seen_through(guessed: Block) -> list[str]:
+    """Whether raters who guessed found the tuned side more often than chance gives; for few, that nearly all did."""
+    if not guessed["right"] > guessed["wrong"]:
+        return []
+    asked = f"{guessed['right']} of {guessed['right'] + guessed['wrong']} raters told which side was tuned"
+    told = f"{asked} ({percent(guessed['share'])}, 95% interval {spread(guessed['interval'])})"
+    if guessed["p"] < SIGNIFICANT:
+        return [f"{told}: blinding may not have held."]
+    return [f"{told}; so few can by chance."] if guessed["right"] >= 3 and guessed["share"] >= 0.75 else []
 
 
 def _unequal(given: Sequence[int]) -> list[str]:

@@ -197,8 +197,24 @@ def test_guesses_and_time() -> None:
     raters = [standing("a", "right"), standing("b", "right"), standing("c", "right"), standing("d", "none"), standing("e")]
     value = found([replace(PLAIN, seconds=seconds, trial=str(seconds)) for seconds in (10.0, 20.0, 60.0)], raters)
     assert [value["guesses"][name] for name in ("right", "wrong", "none", "share")] == [3, 0, 1, 1.0]
-    assert any("3 of 3 raters told which side was tuned" in caution for caution in value["cautions"])
     assert (value["seconds"]["median"], value["seconds"]["total"]) == (20, 90)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        (2, 0, ""),
+        (3, 0, "3 of 3 raters told which side was tuned (100%, 95% interval 44–100%); so few can by chance."),
+        (3, 1, "3 of 4 raters told which side was tuned (75%, 95% interval 30–95%); so few can by chance."),
+        (8, 4, ""),
+        (70, 30, "70 of 100 raters told which side was tuned (70%, 95% interval 60–78%): blinding may not have held."),
+        (30, 70, ""),
+    ],
+)
+def test_blinding_is_doubted_where_more_guessed_right_than_chance_gives(right: int, wrong: int, told: str) -> None:
+    raters = [standing(f"guest-{number}", "right" if number < right else "wrong") for number in range(right + wrong)]
+    cautions = found(verdicts(["both"] * 40, 5), raters)["cautions"]
+    assert [caution for caution in cautions if "told which side" in caution] == [told][: bool(told)]
 
 
 @pytest.mark.parametrize(
