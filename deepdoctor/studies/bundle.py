@@ -19,7 +19,7 @@ from deepdoctor.errors import DeepDoctorError, StudyError
 from deepdoctor.files import read_rows, write_json
 from deepdoctor.studies.answers import Answer
 from deepdoctor.studies.exports import codes, comparator, jsonl, preferences, raters_csv, verdicts_csv, verdicts_jsonl
-from deepdoctor.studies.judged import Judged, standings, unblind
+from deepdoctor.studies.judged import Judged, course, standings, unblind
 from deepdoctor.studies.judgments import Row
 from deepdoctor.studies.report import report
 from deepdoctor.studies.results import results
@@ -27,6 +27,7 @@ from deepdoctor.studies.study import Study
 
 PACKAGES = ("deepdoctor", "evalica", "numpy", "sacrebleu", "scipy", "statsmodels")
 NEEDED = ("study.json", "questions.json", "answers.jsonl", "judgments.jsonl", "losses.json", "results.json", "versions.json")
+STATUS = "status.json"
 EXPORTS = ("report.html", "verdicts.csv", "verdicts.jsonl", "raters.csv", "dpo.jsonl", "kto.jsonl", "llm_comparator.json")
 MOST_BYTES = 1 << 30
 MOST_RATERS = 10_000
@@ -42,6 +43,7 @@ verdicts.csv        the same unblinded, one row a verdict (and verdicts.jsonl)
 raters.csv          how far each rater came
 dpo.jsonl           preference rows for TRL's DPOTrainer (and kto.jsonl); preferences.json counts them and what was left out
 llm_comparator.json the judged pairs for LLM Comparator
+status.json         whether it was open, and when it was opened and closed
 losses.json         held-out losses of the checkpoint, by step
 results.json        every number; report.html the same to read
 versions.json       what computed them
@@ -56,7 +58,7 @@ def study_results(study: Study, rows: Iterable[Row], losses: Mapping[str, Any]) 
     said = list(rows)
     judged = unblind(study, said)
     questions = json.loads((study.path / "questions.json").read_text(encoding="utf-8"))
-    found = results(judged, standings(study, said), questions, list(study.answers().values()), losses, study.config.effect)
+    found = results(judged, standings(study, said), questions, list(study.answers().values()), losses, course(study))
     return found, judged
 
 
@@ -79,6 +81,7 @@ def write_bundle(study: Study, rows: Iterable[Row], losses: Mapping[str, Any], p
         "questions.json": (study.path / "questions.json").read_text(encoding="utf-8"),
         "answers.jsonl": jsonl(study.answers().values()),
         "judgments.jsonl": jsonl(_anonymous(row, names) for row in said if row["rater"] in raters),
+        STATUS: _json({name: found["course"][name] for name in ("state", "opened", "closed")}),
         "losses.json": _json(losses),
         "results.json": _json(found),
         "versions.json": _json(versions()),
@@ -182,6 +185,8 @@ def _opened(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="deepdoctor-study-") as made:
         folder = Path(made)
         (folder / "raters").mkdir()
+        # bundles of before hold none
+        write_json(folder / STATUS, {"state": "closed"})
         try:
             with zipfile.ZipFile(path) as archive:
                 for info in _members(archive, path.name):
@@ -190,7 +195,6 @@ def _opened(path: Path) -> Iterator[Path]:
             raise StudyError(f"There is no file {path}.") from None
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
             raise StudyError(f"{path.name} cannot be read as a study bundle: {error}. Download or copy it again.") from None
-        write_json(folder / "status.json", {"state": "closed"})
         yield folder
 
 
@@ -200,7 +204,7 @@ def _members(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
     if missing := [each for each in NEEDED if each not in inside]:
         raise StudyError(f"{name} is not a study bundle: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
     raters = [each for each in inside if each.startswith("raters/R") and each[8:-5].isdecimal() and each.endswith(".json")]
-    members = [inside[each] for each in (*NEEDED, *raters)]
+    members = [inside[each] for each in (*NEEDED, *raters, STATUS) if each in inside]
     if len(raters) > MOST_RATERS or sum(info.file_size for info in members) > MOST_BYTES:
         raise StudyError(f"{name} is too large to be a study bundle.")
     return members

@@ -1,5 +1,6 @@
 """What a study found, in sentences that a clinician reads, and what it would take to find something. Takes the blocks of results.py."""
 
+import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -119,6 +120,7 @@ def cautions(found: Block) -> list[str]:
         said.append("Only one rater judged: a rater's taste cannot be told from a difference between the answers.")
     elif counts["raters"] < FEW_RATERS:
         said.append(f"Only {counts['raters']} raters judged: how others would judge is hardly known.")
+    said += _ran(found["course"], counts)
     said += _unequal([rater["verdicts"] for rater in found["raters"] if rater["verdicts"]])
     known = {grade: number for grade, number in counts["seen"].items() if grade != "unseen" and number}
     if known:
@@ -133,6 +135,34 @@ def cautions(found: Block) -> list[str]:
     if repeats["pairs"] >= 5 and repeats["share"] < 0.6:
         said.append(f"Raters gave the same verdict again in only {repeats['same']} of {repeats['pairs']} repeated pairs.")
     return said + _unended(found["measures"])
+
+
+def _ran(course: Block, counts: Block) -> list[str]:
+    """How the study ran, where that tells on the numbers: looked at early, ended early, or opened again."""
+    dates = ", ".join(f"{what} on {_day(when)}" for when, what in course["turns"])
+    so_far, when = f"{counts['verdicts']} of {course['planned']} planned verdicts", f" ({dates})" if dates else ""
+    said = []
+    if course["state"] == "open":
+        said.append(
+            f"The study was still open when this was computed, with {so_far}{when}. Looking again and again, and stopping when it pleases, "
+            "makes differences look surer than they are."
+        )
+    elif dates and counts["verdicts"] + counts["skipped"] < course["planned"]:
+        said.append(
+            f"The study was closed after {so_far}{when}. If that was because of what they showed, differences look surer than they are."
+        )
+    if [what for _, what in course["turns"]].count("opened") > 1:
+        said.append(
+            f"The study was opened again after it had been closed{when}. While it was closed, raters could read reasoning and reference "
+            "of what they had locked, and its questions could be asked on the Compare tab: what was judged later may not have been blinded."
+        )
+    return said
+
+
+def _day(when: float) -> str:
+    """A day alike on every machine."""
+    told = time.gmtime(when)
+    return f"{told.tm_mday} {time.strftime('%B %Y', told)}"
 
 
 def _seen_through(guessed: Block) -> list[str]:

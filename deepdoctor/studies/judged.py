@@ -4,13 +4,14 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from deepdoctor.comparison import Transcript, measures
 from deepdoctor.overlap import Grade
 from deepdoctor.studies.answers import Answer
 from deepdoctor.studies.judgments import Ballot, Row, ballot
-from deepdoctor.studies.study import Study
+from deepdoctor.studies.study import State, Study
 from deepdoctor.studies.trials import Rater, Trial
 
 Correct = Literal["correct", "partly", "wrong", "unsure"]
@@ -76,6 +77,33 @@ class Standing:
     def unfinished(self) -> int:
         """Trials neither judged nor skipped."""
         return self.assigned - self.judged - self.skipped
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a study ran: planned to tell `effect` from a half by so many verdicts; its state, and when it was opened and closed, in seconds.
+
+    Of studies that were opened before this was kept the times are not known.
+    """
+
+    effect: float
+    planned: int = 0
+    state: State = "closed"
+    opened: tuple[float, ...] = ()
+    closed: tuple[float, ...] = ()
+
+    @property
+    def turns(self) -> list[tuple[float, str]]:
+        """Every change in order: when, and whether to "opened" or "closed"; opening what is open is none."""
+        every = sorted([*((when, "opened") for when in self.opened), *((when, "closed") for when in self.closed)])
+        return [turn for before, turn in pairwise([(0.0, ""), *every]) if turn[1] != before[1]]
+
+
+def course(study: Study) -> Course:
+    """How a study has run so far. The plan: every expected rater judges every pair."""
+    config, status = study.config, study.status
+    opened, closed = (tuple(float(when) for when in status.get(name, ())) for name in ("opened", "closed"))
+    return Course(config.effect, config.raters_expected * len(study.answers()), status["state"], opened, closed)
 
 
 def unblind(study: Study, rows: Iterable[Row]) -> list[Judged]:

@@ -6,6 +6,7 @@ A pair that a rater was shown again counts once: by its first presentation; the 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from operator import attrgetter
 from statistics import median, quantiles
 from typing import Any, get_args
@@ -15,7 +16,7 @@ from deepdoctor.studies import agreement, statistics
 from deepdoctor.studies.contest import HARM_LEVELS, PREFERENCES, compare, preferred, rate
 from deepdoctor.studies.exports import RATER_FIELDS, codes
 from deepdoctor.studies.headline import cautions, headline, opening, power
-from deepdoctor.studies.judged import Judged, Standing
+from deepdoctor.studies.judged import Course, Judged, Standing
 from deepdoctor.studies.measures import measure
 
 SCHEMA = 2
@@ -25,12 +26,12 @@ Rows = Iterable[Mapping[str, Any]]
 
 
 def results(
-    judged: Sequence[Judged], raters: Sequence[Standing], questions: Rows, answers: Rows, losses: Mapping[str, Any], effect: float
+    judged: Sequence[Judged], raters: Sequence[Standing], questions: Rows, answers: Rows, losses: Mapping[str, Any], course: Course
 ) -> dict[str, Any]:
     """Everything a study shows so far.
 
     judged, raters: from judged.py. questions: rows of questions.json. answers: rows of answers.jsonl. losses: from measures.losses, or {}.
-    effect: what the study was planned to tell from a half. Raters are called R1, R2 … (see `codes`).
+    course: how the study ran. Raters are called R1, R2 … (see `codes`).
     Lists of numbers hold intervals [low, high] at 95%; None stands for what cannot be told. Without verdicts every block is there, empty.
     """
     first = [each for each in judged if not each.repeat_of]
@@ -43,6 +44,7 @@ def results(
     against = compare(native, "native") if native else {}
     found = {
         "schema": SCHEMA,
+        "course": {**asdict(course), "turns": course.turns},
         "counts": {**_counts(judged, asked), **_came(raters, names)},
         **compared,
         "by": {
@@ -62,7 +64,7 @@ def results(
     words = {
         "headline": opening({"base": compared, **({"native": against} if native else {})}),
         "cautions": cautions(found),
-        "power": power(effect, compared["preference"]["decided"]),
+        "power": power(course.effect, compared["preference"]["decided"]),
     }
     return _plain({**words, **found})
 

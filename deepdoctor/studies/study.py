@@ -64,7 +64,7 @@ class Study:
 
     @property
     def status(self) -> dict[str, Any]:
-        """status.json: {"state", "done", "total", "message", "eta_seconds", "updated", "process"}."""
+        """status.json: {"state", "done", "total", "message", "eta_seconds", "updated", "process"}; when it was "opened", "closed"."""
         return _read_json(self.path / "status.json")
 
     @property
@@ -115,13 +115,14 @@ class Study:
         if missing := len(self.pending()):
             raise StudyError(f"{missing} {'answer is' if missing == 1 else 'answers are'} still missing. Prepare them first.")
         require_one_adapter(self.answers().values())
-        self.set_status(state="open", message="Open to raters", eta_seconds=None, process=None)
+        opened = [*self.status.get("opened", ()), time.time()]
+        self.set_status(state="open", message="Open to raters", eta_seconds=None, process=None, opened=opened)
 
     def close(self) -> None:
         """Let nobody judge any more; what was judged stays."""
         if self.state not in ("open", "closed"):
             raise StudyError("Only an open study can be closed.")
-        self.set_status(state="closed", message="Closed")
+        self.set_status(state="closed", message="Closed", closed=[*self.status.get("closed", ()), time.time()])
 
     def join(self, name: str, specialty: str, years: int, token: str = "") -> Rater:
         """Make a rater with an own assignment. With the `token` of somebody who joined already nothing changes.

@@ -19,7 +19,6 @@ PARTS = ("findings", "tables", "measured", "pairs", "protocol")
 # what Gradio's HTML component might take for a template
 INERT = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
 LOCAL_ONLY = "Only this machine can open the link now. To let others in, start the app with HOST=0.0.0.0 and LOGIN=name:password."
-LOOKED_EARLY = "The study is still open. Looking again and again, and stopping when it pleases, makes differences look surer than they are."
 LONGEST_PICK = 100
 OWN_LINKS = "Who lost their own link gets it from here and goes on where they were. Send it to nobody else: it judges in their name."
 Listed = tuple[Study, Sequence[Progress]]
@@ -152,10 +151,7 @@ def result_parts(results: Mapping[str, Any], study: Study) -> dict[str, str]:
     """The results by PARTS, as the report has them, safe for Gradio's HTML."""
     answers = {key: Answer.from_row(row) for key, row in study.answers().items()}
     parts = report_parts(results, study, answers)
-    found = {name: f'<div class="dd-results {name}">{html.translate(INERT)}</div>' for name, html in parts.items()}
-    if study.state == "open" and results["counts"]["verdicts"]:
-        found["findings"] += note(LOOKED_EARLY)
-    return found
+    return {name: f'<div class="dd-results {name}">{html.translate(INERT)}</div>' for name, html in parts.items()}
 
 
 def asked_to_delete(study: Study, copy: Copy | None) -> str:

@@ -141,6 +141,24 @@ def test_everything_is_in_it_but_names_and_secrets(study: Study, rows: list[Row]
         assert any(name.startswith(line.split()[0]) for name in files), line
 
 
+def test_that_a_study_was_open_and_reopened_stands_in_every_export(study: Study, rows: list[Row], bundle: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(bundle) as archive:
+        page = archive.read("report.html").decode()
+    assert "The study was still open when this was computed, with 24 of 36 planned verdicts" in page
+    before = study.status
+    study.close()
+    study.open()
+    try:
+        again = recompute(write_bundle(study, rows, LOSSES, tmp_path / "again.zip"))
+    finally:
+        study.set_status(**before, closed=[])
+    assert again.differences == []
+    assert [len(again.found["course"][name]) for name in ("opened", "closed")] == [2, 1]
+    assert any(each.startswith("The study was opened again after it had been closed") for each in again.found["cautions"])
+    older = recompute(changed(bundle, tmp_path / "b.zip", remove("status.json"))).found["course"]
+    assert (older["state"], older["opened"]) == ("closed", []), "bundles of before say nothing of it"
+
+
 def test_a_study_without_verdicts_has_a_bundle_too(tmp_path: Path) -> None:
     empty = prepared(tmp_path, 2)
     again = recompute(write_bundle(empty, [], {}, tmp_path / "empty.zip"))
@@ -246,6 +264,7 @@ def put(name: str, content: bytes) -> Callable[[dict[str, bytes]], object]:
         (put("answers.jsonl", b'{"question": "question-0", "seed": 3407, "comparison": {}, "native": null}\n'), "not a whole study bundle"),
         (put("raters/R1.json", b'{"trials": 3}'), "not a whole study bundle"),
         (put("judgments.jsonl", b'{"rater": "R1"}\n'), "not a whole study bundle"),
+        (put("status.json", b'{"state": "open", "opened": "noon"}'), "not a whole study bundle"),
     ],
 )
 def test_damaged_bundles_are_refused_in_words(

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from deepdoctor.studies.figures import CORRECT, HARM, PREFERENCE, Drawing, Fill, drawings
+from deepdoctor.studies.judged import Course
 from deepdoctor.studies.results import results
 from tests.studies.panel import question_rows, verdicts
 
@@ -18,7 +19,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 def drawn(said: Sequence[str], specialty: str = "cardiology") -> list[Drawing]:
     """Pictures of a study with these verdicts."""
     judged = [replace(each, specialty=specialty) for each in verdicts(said)]
-    return drawings(results(judged, (), question_rows(len(said)), [], {}, 0.65))
+    return drawings(results(judged, (), question_rows(len(said)), [], {}, Course(0.65)))
 
 
 def test_three_pictures_tell_their_numbers_in_words() -> None:

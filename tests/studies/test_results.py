@@ -9,14 +9,20 @@ from typing import Any
 import pytest
 
 from deepdoctor.studies.contest import preferred
-from deepdoctor.studies.judged import Judged, Standing
+from deepdoctor.studies.judged import Course, Judged, Standing
 from deepdoctor.studies.results import results
 from tests.studies.panel import PLAIN, drawn, question_rows, verdicts
 
+# 4 May 2026, noon, in UTC
+NOON, DAY = 1777896000.0, 86400.0
+PLANNED = Course(0.65, 20, "closed", (NOON,), (NOON + DAY,))
 
-def found(judged: list[Judged], raters: Sequence[Standing] = (), questions: int = 30, **changes: Any) -> dict[str, Any]:
+
+def found(
+    judged: list[Judged], raters: Sequence[Standing] = (), questions: int = 30, course: Course = PLANNED, **seen: Any
+) -> dict[str, Any]:
     """Results without answers."""
-    return results(judged, raters, question_rows(questions, **changes), [], {}, 0.65)
+    return results(judged, raters, question_rows(questions, **seen), [], {}, course)
 
 
 def standing(rater: str, guess: Any = "", specialty: str = "Cardiology") -> Standing:
@@ -224,6 +230,35 @@ def test_raters_who_judge_very_unequally_are_a_caution(given: tuple[int, ...], t
     said = [each for number, each in enumerate(verdicts(["tuned"] * 108, 3)) if number // 3 < dict(enumerate(given)).get(number % 3, 0)]
     cautions = found(said, questions=36)["cautions"]
     assert any(f"Raters judged very unequally: {told}" in caution for caution in cautions) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("course", "told"),
+    [
+        (replace(PLANNED, planned=8), []),
+        (PLANNED, ["The study was closed after 8 of 20 planned verdicts (opened on 4 May 2026, closed on 5 May 2026)."]),
+        (Course(0.65, 20, "closed"), []),
+        (
+            replace(PLANNED, state="open", closed=()),
+            ["The study was still open when this was computed, with 8 of 20 planned verdicts (opened on 4 May 2026)."],
+        ),
+        (
+            replace(PLANNED, planned=8, opened=(NOON, NOON + 2 * DAY, NOON + 3 * DAY), closed=(NOON + DAY, NOON + 4 * DAY)),
+            ["The study was opened again after it had been closed (opened on 4 May 2026, closed on 5 May 2026, opened on 6 May 2026, "],
+        ),
+    ],
+)
+def test_how_a_study_ran_is_a_caution_where_it_tells_on_the_numbers(course: Course, told: list[str]) -> None:
+    cautions = found(verdicts(["both"] * 8), course=course)["cautions"]
+    said = [caution for caution in cautions if caution.startswith("The study was")]
+    assert [caution[: len(start)] for caution, start in zip(said, told, strict=True)] == told
+    assert found([], course=course)["cautions"] == []
+
+
+def test_what_was_skipped_is_not_missed() -> None:
+    """Raters who skipped what is outside their field have come to the end too."""
+    raters = [Standing(f"token-{number}", "Urology", 7, 5, 2, 2, 3) for number in range(1, 5)]
+    assert not [each for each in found(verdicts(["both"] * 8), raters)["cautions"] if "planned verdicts" in each]
 
 
 def test_what_training_knew_is_a_caution() -> None:
