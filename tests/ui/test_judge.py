@@ -91,6 +91,11 @@ def submission(page: httpx.Response) -> str:
     return found[1]
 
 
+def hidden(page: httpx.Response) -> dict[str, str]:
+    """The hidden fields of the form on a page."""
+    return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]+)"', page.text))
+
+
 def words(page: httpx.Response) -> str:
     """The text of a page, without markup."""
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page.text)).split())
@@ -248,6 +253,24 @@ def test_what_is_changed_after_the_browsers_back_is_kept_or_refused_in_words(sit
     late = site.post(at(study, rater, trial), given=WHOLE, submission=token, action="save")
     assert (late.status_code, "locked and stands as it was" in words(late)) == (409, True)
     assert site.store.ballot(study.id, rater.token).verdicts[trial.id]["harm"]["A"] == "severe"
+
+
+def test_lock_locks_only_the_verdict_that_its_page_showed(site: Site, study: Study, rater: Rater) -> None:
+    """Two tabs: one shows the saved verdict, in the other it is changed; by the very same form, as after Back."""
+    trial = rater.trials[0]
+    token = submission(site.get(at(study, rater, trial)))
+    site.post(at(study, rater, trial), given=WHOLE, submission=token, action="save")
+    before = hidden(site.get(home(study, rater)))
+    site.post(at(study, rater, trial), given={**WHOLE, "preference": "B"}, submission=token, action="save")
+    refused = site.post(at(study, rater, trial), given=before, action="lock")
+    assert refused.status_code == 409
+    assert "This verdict was changed after that page was shown, as in another tab" in words(refused)
+    assert "Answer B" in words(refused).split("colleague?")[1][:10]
+    assert site.store.ballot(study.id, rater.token).locked == {}
+    assert site.post(at(study, rater, trial), given=hidden(refused), action="lock").status_code == 303
+    assert site.post(at(study, rater, trial), given=before, action="reveal").status_code == 409
+    lock = site.store.ballot(study.id, rater.token).locked[trial.id]
+    assert (lock["revealed"], set(lock) & {"verdict"}) == (False, set())
 
 
 def test_a_copy_is_asked_for_once_for_all_that_is_new(tmp_path: Path, study: Study, rater: Rater) -> None:

@@ -31,6 +31,7 @@ from deepdoctor.ui.judge import forms, pages
 from deepdoctor.ui.judge.pages import Visit
 from deepdoctor.ui.judge.texts import reader
 
+CHANGED = "This verdict was changed after that page was shown, as in another tab. Below is what stands now: lock it, or change it."
 LATER = "The answers are still being prepared. Come back later, or ask whoever sent the link."
 NOT_OPEN = {"closed": "This study is closed. Everything you saved is kept. Thank you."}
 NOT_SAVED = "This study is not open any more, so this was not saved. What you saved before is kept."
@@ -116,7 +117,7 @@ class Judge:
         if trial is None:
             return pages.end(visit, material, {})
         if trial.id in visit.said.verdicts:
-            return pages.saved(visit, trial, material)
+            return pages.saved(visit, trial, material, {})
         return pages.trial_form(visit, trial, material, {}, {})
 
     def trial_page(self, request: Request) -> Response:
@@ -142,6 +143,9 @@ class Judge:
             given = {**forms.verdict(form), "seconds": forms.seconds_since(submission)}
         elif kind == "lock":
             given = {"revealed": action == "reveal"}
+            stands, shown = visit.said.verdicts.get(trial.id), forms.text(form, "verdict")
+            if stands and shown and shown != str(stands["time"]):
+                return pages.saved(visit, trial, self.material(visit.study), {"verdict": CHANGED})
         elif kind == "soundness":
             given = {**forms.soundness(form)}
         if wrong := problems(kind, given):

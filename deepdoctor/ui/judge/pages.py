@@ -116,11 +116,18 @@ def trial_form(visit: Visit, trial: Trial, material: Material, given: dict[str, 
     )
 
 
-def saved(visit: Visit, trial: Trial, material: Material) -> Response:
-    """The verdict as saved, to lock or to change."""
-    known = visit.said.verdicts[trial.id]
-    question = material.questions[trial.question].question
-    return page(visit.request, "saved.html", **_about(visit, trial), question=question, given=known, submission=forms.new_submission())
+def saved(visit: Visit, trial: Trial, material: Material, problems: dict[str, str]) -> Response:
+    """The verdict as saved, to lock or to change. Its time goes with the lock: another one may stand by then."""
+    return page(
+        visit.request,
+        "saved.html",
+        409 if problems else 200,
+        **_about(visit, trial),
+        question=material.questions[trial.question].question,
+        given=visit.said.verdicts[trial.id],
+        submission=forms.new_submission(),
+        problems=problems,
+    )
 
 
 def unread(visit: Visit, trial: Trial, material: Material) -> Response:
