@@ -1,10 +1,12 @@
 """The judging pages: what raters can do, what is refused and in which words, and that nothing they are sent unblinds."""
 
 import asyncio
+import errno
 import hashlib
 import html
+import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware.sessions import SessionMiddleware
+from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from deepdoctor.studies.answers import Answer
@@ -271,6 +274,40 @@ def test_lock_locks_only_the_verdict_that_its_page_showed(site: Site, study: Stu
     assert site.post(at(study, rater, trial), given=before, action="reveal").status_code == 409
     lock = site.store.ballot(study.id, rater.token).locked[trial.id]
     assert (lock["revealed"], set(lock) & {"verdict"}) == (False, set())
+
+
+class Full(Judgments):
+    """A store on a disk that takes nothing any more, for the reason given."""
+
+    reason: int | None = None
+
+    def add(self, row: Mapping[str, Any]) -> bool:
+        """Store it unless there is a reason not to."""
+        if self.reason:
+            raise OSError(self.reason, os.strerror(self.reason))
+        return super().add(row)
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "told"),
+    [(errno.ENOSPC, 507, "Not saved: the disk is full."), (errno.EIO, 500, "The disk of the server cannot be used.")],
+)
+def test_a_disk_that_takes_nothing_is_told_and_the_form_can_be_sent_again(
+    tmp_path: Path, study: Study, capfd: pytest.CaptureFixture[str], reason: int, status: int, told: str
+) -> None:
+    rater = study.join("Ada", "Urology", 1)
+    site, store, trial = Site(tmp_path), Full(tmp_path), rater.trials[0]
+    site.mounted = Starlette(routes=[Mount("/judge", Judge(Studies(tmp_path), store, False).app())])
+    token = submission(site.get(at(study, rater, trial)))
+    store.reason = reason
+    page = site.post(at(study, rater, trial), given=WHOLE, submission=token, action="save")
+    assert (page.status_code, page.headers["cache-control"]) == (status, "no-store")
+    assert told in words(page)
+    assert "Go back and try again" in words(page)
+    assert os.strerror(reason) in capfd.readouterr().err, "the log says what happened"
+    store.reason = None
+    assert site.post(at(study, rater, trial), given=WHOLE, submission=token, action="save").status_code == 303
+    assert len(store.rows(study.id)) == 1
 
 
 def test_a_copy_is_asked_for_once_for_all_that_is_new(tmp_path: Path, study: Study, rater: Rater) -> None:

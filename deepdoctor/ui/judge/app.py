@@ -23,7 +23,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from deepdoctor.errors import DeepDoctorError, StudyError
+from deepdoctor.errors import DeepDoctorError, StudyError, is_disk_full, print_trace
 from deepdoctor.studies.judgments import Judgments, problems
 from deepdoctor.studies.study import Studies, Study
 from deepdoctor.studies.trials import TOKEN, Trial, new_token, repeats, same_name
@@ -35,6 +35,8 @@ CHANGED = "This verdict was changed after that page was shown, as in another tab
 LATER = "The answers are still being prepared. Come back later, or ask whoever sent the link."
 NOT_OPEN = {"closed": "This study is closed. Everything you saved is kept. Thank you."}
 NOT_SAVED = "This study is not open any more, so this was not saved. What you saved before is kept."
+FULL, NO_DISK = "Not saved: the disk is full.", "The disk of the server cannot be used."
+TRY_AGAIN = "Go back and try again; if it stays so, tell whoever sent the link. What you saved before is kept."
 TITLES = {403: "Not for this account", 404: "Not found", 409: "Nothing was changed", 500: "Something is damaged"}
 KEPT = {"Cache-Control": "max-age=86400"}
 Handler = Callable[[Request, FormData], Response]
@@ -77,7 +79,7 @@ class Judge:
             Route("/{study}/{rater}/{trial}", self.trial_page),
             Route("/{study}/{rater}/{trial}", posting(self.judge), methods=["POST"]),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _told, DeepDoctorError: _told})
+        return Starlette(routes=routes, exception_handlers={HTTPException: _told, DeepDoctorError: _told, OSError: _unwritten})
 
     def join_page(self, request: Request) -> Response:
         """GET: what a study asks of raters, and the form to join."""
@@ -256,3 +258,11 @@ def _told(request: Request, error: Exception) -> Response:
     known = request.path_params
     link = (f"{pages.root(request)}/{known['study']}/{known['rater']}", "Go on") if status == 409 and "rater" in known else None
     return pages.message(request, status, TITLES.get(status, "That did not work"), told, link)
+
+
+async def _unwritten(request: Request, error: Exception) -> Response:
+    """A disk that fails as a page; what was given still stands in the form that the browser's Back shows."""
+    # a plain function would be called in another thread, where no error is being handled
+    print_trace()
+    status, told = (507, FULL) if is_disk_full(error) else (500, NO_DISK)
+    return pages.message(request, status, "That did not work", f"{told} {TRY_AGAIN}")
