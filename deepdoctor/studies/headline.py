@@ -12,6 +12,11 @@ from deepdoctor.studies.statistics import POWER, detectable, questions_needed, v
 Block = Mapping[str, Any]
 UNCALLED = "not enough to call a difference"
 OVER_BOTH = "95% interval over questions and raters"
+# share of studies without any difference in which something is called, of 500 simulated: 11% and 20%
+OUTCOMES = (
+    "The primary outcome is the preference between tuned and base; all else is secondary. Each is called at 5% by itself: where there is "
+    "no difference at all, preference or correctness is called in about 11% of studies, with the native arm one of four in about 20%."
+)
 NO_INTERVAL = "no interval from one question"
 # share of verdicts for neither side that planning assumes
 TIES = 0.3
@@ -72,7 +77,7 @@ def headline(compared: Block, other: str) -> list[str]:
         over = f"{OVER_BOTH} {between(found)}" if found else NO_INTERVAL
         call = _call(correctness, "more often correct", "judged on both sides")
         told = f"{counts} (difference {points(correctness['difference'])}, {over}): {call}"
-        sentences.append(f"Where both could be judged, tuned answers were judged correct in {told}.")
+        sentences.append(f"Secondary: where both could be judged, tuned answers were judged correct in {told}.")
     return sentences
 
 
@@ -91,11 +96,12 @@ def _severe(levels: Block) -> str:
 
 
 def _preferred(found: Block, other: str) -> str:
+    raters = "Raters" if other == "base" else "Secondary: raters"
     if not found["decided"]:
-        return f"Raters called no pair for either side: {found['both']} both acceptable, {found['neither']} both bad."
+        return f"{raters} called no pair for either side: {found['both']} both acceptable, {found['neither']} both bad."
     pairs = "1 decided pair" if found["decided"] == 1 else f"{found['decided']} decided pairs"
     over = f"{OVER_BOTH} {spread(found['two_way'])}" if found["two_way"] else NO_INTERVAL
-    told = f"Raters preferred the tuned answer in {found['wins']} of {pairs} ({percent(found['share'])}, {over})"
+    told = f"{raters} preferred the tuned answer in {found['wins']} of {pairs} ({percent(found['share'])}, {over})"
     against = "" if other == "base" else f" against {NAMES[other]}"
     return f"{told}{against}: {_call(found, 'preferred', 'decided')}."
 

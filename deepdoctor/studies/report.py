@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deepdoctor.overlap import METHOD
 from deepdoctor.studies.exports import Answers, shown
 from deepdoctor.studies.figures import drawings
-from deepdoctor.studies.headline import between, percent, points, signed, spread
+from deepdoctor.studies.headline import OUTCOMES, between, percent, points, signed, spread
 from deepdoctor.studies.intervals import MIN_QUESTIONS
 from deepdoctor.studies.study import Study
 
@@ -67,7 +67,7 @@ def _environment() -> "Environment":
         "number": _number,
         "words": _words,
     }
-    made.globals["fewest"] = MIN_QUESTIONS
+    made.globals |= {"fewest": MIN_QUESTIONS, "outcomes": OUTCOMES}
     return made
 
 

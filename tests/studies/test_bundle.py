@@ -222,6 +222,7 @@ def test_the_report_begins_with_the_headline_and_runs_nothing(bundle: Path) -> N
             row = page.row(label, name)
             assert row[:2] == [name, str(values["verdicts"])]
             assert row[7] == (spread(values["two_way"]) if values["two_way"] else "–")
+    assert page.text.count("The primary outcome is the preference between tuned and base; all else is secondary.") == 1
     places = [
         page.text.index(sentence) for sentence in [*found["headline"], *found["cautions"], "Tuned against base", "Question by question"]
     ]

@@ -31,8 +31,8 @@ def test_an_undecided_study_says_so_after_more_severe_harm() -> None:
         "More severe harm on the tuned side: tuned answers were judged severely harmful in 3 of 80, base in 1 of 80.",
         "Raters preferred the tuned answer in 41 of 72 decided pairs (57%, 95% interval over questions and raters 44–69%): "
         "not enough to call a difference.",
-        "Where both could be judged, tuned answers were judged correct in 80 of 80, base in 80 of 80 (difference 0, 95% interval over "
-        "questions and raters −16 to +16 points): not enough to call a difference.",
+        "Secondary: where both could be judged, tuned answers were judged correct in 80 of 80, base in 80 of 80 (difference 0, 95% "
+        "interval over questions and raters −16 to +16 points): not enough to call a difference.",
     ]
 
 
@@ -93,6 +93,9 @@ def test_tiny_studies_are_told_honestly(said: list[str], sentence: str) -> None:
 def test_the_native_arm_is_named() -> None:
     told = headline(compare(panel(41, 31), "native"), "native")
     assert all("the base under its native prompt" in sentence for sentence in told)
+    assert [sentence.startswith("Secondary: ") for sentence in told] == [True, False, True], (
+        "severe harm is counted, nothing is called by it"
+    )
 
 
 def test_more_severe_harm_against_the_native_arm_is_said_first_too() -> None:
