@@ -23,7 +23,7 @@ Sound = Literal["sound", "flawed", "unsure"]
 class Judged:
     """One verdict of one rater. `other` says what the tuned answer stood against; `seconds` from the form shown to the verdict saved.
 
-    `repeat_of` is the trial that this one repeats, or "". Words and bullets are those of the answers, reasoning left out. `tuned_sound`
+    `repeat_of` is the judged trial that this one repeats, or "". Words and bullets are the answers', without reasoning. `tuned_sound`
     and `other_sound` are what was said of the reasoning after the lock, None if nothing. `reference_read`: the rater had asked for this
     question's reference before this verdict, when the pair was judged first or beside another answer.
     """
@@ -131,7 +131,7 @@ def unblind(study: Study, rows: Iterable[Row]) -> list[Judged]:
                     seen=seen[trial.question],
                     seed=trial.seed,
                     other=trial.other,
-                    repeat_of=trial.repeat_of,
+                    repeat_of=trial.repeat_of if trial.repeat_of in said.verdicts else "",
                     seconds=round(said.seconds[trial.id], 3),
                     locked=trial.id in said.locked,
                     reference_read=read.get(trial.question, math.inf) < said.verdicts[trial.id]["time"],

@@ -1,6 +1,6 @@
 """The results of a study as one JSON-ready value: what was found in words, then every number behind it, and automatic measures apart.
 
-A pair that a rater was shown again counts once: by its first presentation; the second tells only how consistent raters are.
+A pair that a rater was shown again counts once: by the first presentation that was judged; the second tells only how consistent raters are.
 """
 
 import math

@@ -47,6 +47,19 @@ def test_slots_become_sides_wherever_they_stood(study: Study, store: Judgments) 
     assert {each.repeat_of for each in repeats} <= {each.trial for each in found}
 
 
+def test_a_pair_skipped_at_first_counts_by_its_second_presentation(study: Study, store: Judgments) -> None:
+    rater = study.join("Ada", "Cardiology", 10)
+    again, other_again = (trial for trial in rater.trials if trial.repeat_of)
+    first = next(trial for trial in rater.trials if trial.id == again.repeat_of)
+    for row in (other(on_tuned(study, rater, first), "skip"), on_tuned(study, rater, again), on_tuned(study, rater, other_again)):
+        store.add(row)
+    found = {each.trial: each.repeat_of for each in unblind(study, store.rows(study.id))}
+    assert found == {again.id: "", other_again.id: ""}, "neither was judged before"
+    store.add(on_tuned(study, rater, first))
+    found = {each.trial: each.repeat_of for each in unblind(study, store.rows(study.id))}
+    assert found == {first.id: "", again.id: first.id, other_again.id: ""}
+
+
 def test_facts_of_the_question_and_the_texts_come_along(study: Study, store: Judgments) -> None:
     rater = study.join("Ada", "Cardiology", 10)
     for judge in (rater, study.join("Ben", "Urology", 3)):
