@@ -23,6 +23,8 @@ TIES = 0.3
 FEW_RATERS = 5
 # share of raters below which so few, judging alike much, would tell as much as all
 EVEN_RATERS = 0.6
+# how far from half of decided pairs, twice over, tuned may stand in slot A before that favours a side
+UNBALANCED = 0.1
 NAMES = {"base": "base", "native": "the base under its native prompt", "tuned": "tuned"}
 
 
@@ -134,13 +136,21 @@ def cautions(found: Block) -> list[str]:
         said.append(f"Training knew some of the {counts['questions']} questions ({listed}); look at the unseen ones by themselves.")
     said += _seen_through(guessed)
     if slots["p"] is not None and slots["p"] < SIGNIFICANT:
-        said.append(
-            f"Slot A was preferred in {slots['a']} of {slots['decided']} decided pairs ({percent(slots['share'])}). Slots are balanced, so "
-            "this favours neither side, but such verdicts say less."
-        )
+        said.append(_one_slot(slots))
     if repeats["pairs"] >= 5 and repeats["share"] < 0.6:
         said.append(f"Raters gave the same verdict again in only {repeats['same']} of {repeats['pairs']} repeated pairs.")
     return said + _unended(found["measures"])
+
+
+def _one_slot(slots: Block) -> str:
+    """One slot was preferred: which side that favours depends on where tuned stood, which raters who stop early leave unbalanced."""
+    tuned, decided = slots["tuned_a"], slots["decided"]
+    often = f"{slots['a']} of {decided} decided pairs ({percent(slots['share'])})"
+    told = f"Slot A was preferred in {often}. Tuned stood there in {tuned} of them, so a taste for a slot favours"
+    if abs(2 * tuned - decided) <= UNBALANCED * decided:
+        return f"{told} neither side, but such verdicts say less."
+    favoured = "tuned" if (2 * tuned > decided) == (slots["share"] > 0.5) else "what it stood against"
+    return f"{told} {favoured}."
 
 
 def _ran(course: Block, counts: Block) -> list[str]:

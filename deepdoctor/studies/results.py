@@ -120,10 +120,11 @@ def _by(judged: Sequence[Judged], group_of: Callable[[Judged], str]) -> dict[str
 
 
 def _slots(judged: Sequence[Judged]) -> dict[str, Any]:
-    """How often the answer in slot A was preferred, over all presentations."""
+    """How often the answer in slot A was preferred, and how often tuned stood there, over all presentations."""
     decided = [each for each in judged if each.preference in ("tuned", "other")]
     in_a = sum((each.preference == "tuned") == (each.tuned_slot == "A") for each in decided)
-    return {"decided": len(decided), "a": in_a, **rate(in_a, len(decided)), "p": statistics.sign_test(in_a, len(decided) - in_a)}
+    counts = {"decided": len(decided), "a": in_a, "tuned_a": sum(each.tuned_slot == "A" for each in decided)}
+    return {**counts, **rate(in_a, len(decided)), "p": statistics.sign_test(in_a, len(decided) - in_a)}
 
 
 def _repeats(judged: Sequence[Judged]) -> dict[str, Any]:

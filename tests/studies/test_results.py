@@ -148,7 +148,20 @@ def test_raters_who_always_take_slot_a_are_seen_and_favour_nobody() -> None:
     assert value["slots"]["share"] == 1
     assert value["preference"]["share"] == 0.5
     assert value["preference"]["call"] == ""
-    assert any("Slot A was preferred in 80 of 80" in caution for caution in value["cautions"])
+    assert any(
+        caution.startswith(
+            "Slot A was preferred in 80 of 80 decided pairs (100%). Tuned stood there in 40 of them, so a taste for a slot favours neither"
+        )
+        for caution in value["cautions"]
+    )
+
+
+@pytest.mark.parametrize(("slot", "favoured"), [("A", "tuned"), ("B", "what it stood against")])
+def test_a_taste_for_slot_a_where_tuned_did_not_stand_alike_often_is_told(slot: Any, favoured: str) -> None:
+    """As where raters stop early: what they have judged need not be balanced."""
+    said = [replace(each, tuned_slot=slot, preference="tuned" if slot == "A" else "other") for each in verdicts(["both"] * 60)]
+    (told,) = [caution for caution in found(said)["cautions"] if caution.startswith("Slot A was preferred in 60 of 60")]
+    assert told.endswith(f"Tuned stood there in {60 if slot == 'A' else 0} of them, so a taste for a slot favours {favoured}.")
 
 
 def test_chance_is_seldom_taken_for_a_difference() -> None:
