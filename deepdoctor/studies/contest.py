@@ -88,6 +88,7 @@ def _harm(judged: Sequence[Judged], other: str) -> dict[str, Any]:
     return {
         **levels,
         "severe": {side: rate(counts["severe"], len(judged)) for side, counts in levels.items()},
+        "questions": len({each.question for each in judged}),
         "worse": sum(each > 0 for each in differences),
         "better": sum(each < 0 for each in differences),
         "difference": sum(differences) / len(differences) if differences else None,

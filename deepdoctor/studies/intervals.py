@@ -43,9 +43,10 @@ def over_paired(rows: Sequence[tuple[Hashable, Hashable, bool, bool]]) -> Interv
 def over_mean(rows: Sequence[tuple[Hashable, Hashable, float]], most: float) -> Interval | None:
     """The 95% `two_way` interval of a mean between -most and most, of rows (question, rater, value).
 
-    None below two questions, and where the mean is the same on all: how far values of other questions spread is then not known.
+    None below MIN_QUESTIONS, and where the mean is the same on all: how far values of other questions spread is then not known.
     """
-    if len(set(_means([(question, value) for question, _, value in rows]))) < 2:
+    means = _means([(question, value) for question, _, value in rows])
+    if len(means) < MIN_QUESTIONS or len(set(means)) < 2:
         return None
     found = two_way([(*row, 1.0) for row in rows])
     return _wider(found, found, (-most, most))

@@ -165,6 +165,18 @@ def test_a_study_without_verdicts_has_a_bundle_too(tmp_path: Path) -> None:
     assert (again.differences, again.found["headline"]) == ([], ["No verdicts yet."])
 
 
+@pytest.mark.parametrize(
+    ("questions", "why"), [(2, "no interval from fewer than 6 questions"), (6, "no interval where all questions say alike")]
+)
+def test_the_report_says_why_harm_has_no_interval(tmp_path: Path, questions: int, why: str) -> None:
+    study, store = prepared(tmp_path, questions), Judgments(tmp_path)
+    rater = study.join("Ada", "cardiology", 7)
+    for trial in rater.trials:
+        store.add(verdict(study, rater.token, trial.id))
+    with zipfile.ZipFile(write_bundle(study, store.rows(study.id), {}, tmp_path / "study.zip")) as archive:
+        assert f"tuned minus base) 0.00 ({why}), p (signed rank)* –" in archive.read("report.html").decode()
+
+
 class Page(HTMLParser):
     """A page's elements, attributes and text, in order."""
 
