@@ -25,17 +25,25 @@ FEW_RATERS = 5
 EVEN_RATERS = 0.6
 # how far from half of decided pairs, twice over, tuned may stand in slot A before that favours a side
 UNBALANCED = 0.1
+# shares are stored with six places
+SAME = 5e-7
 NAMES = {"base": "base", "native": "the base under its native prompt", "tuned": "tuned"}
 
 
 def percent(share: float) -> str:
-    """A share for reading, as whole percent."""
-    return f"{share:.0%}"
+    """A share for reading, as whole percent; but 0% and 100% are said of nothing else."""
+    return f"{_hundredths(share)}%"
 
 
 def spread(interval: tuple[float, float]) -> str:
     """An interval of shares for reading: 45–68%."""
-    return f"{100 * interval[0]:.0f}–{100 * interval[1]:.0f}%"
+    return f"{_hundredths(interval[0])}–{_hundredths(interval[1])}%"
+
+
+def _hundredths(share: float) -> str:
+    if not SAME < share < 1 - SAME or 0.5 <= 100 * share < 99.5:
+        return f"{100 * share:.0f}"
+    return f"{min(max(100 * share, 0.1), 99.9):.1f}"
 
 
 def points(value: float) -> str:
@@ -214,8 +222,8 @@ def power(effect: float, decided: int) -> dict[str, Any]:
     needed, found = votes_needed(effect), detectable(decided)
     told = f"would tell {percent(found)} or more from a half" if found else "would tell nothing yet"
     sentence = (
-        f"{decided} decided {'verdict' if decided == 1 else 'verdicts'} {told} ({percent(POWER)} power, were verdicts independent); "
-        f"to tell {percent(effect)} takes {needed}."
+        f"{decided} decided {'verdict' if decided == 1 else 'verdicts'} {told} (about {percent(POWER)} power, were verdicts independent); "
+        f"to tell {100 * effect:g}% takes {needed}."
     )
     return {"effect": effect, "needed": needed, "decided": decided, "detectable": found, "sentence": sentence}
 
@@ -230,7 +238,7 @@ def study_plan(effect: float, raters: int, native_arm: bool = False, ties: float
     undecided = 1 - (1 - ties) / 2 if native_arm else ties
     votes, questions = votes_needed(effect), _questions(effect, raters, undecided)
     sentence = (
-        f"To tell {percent(effect)} from a half with {percent(POWER)} power takes {votes:,} decided verdicts, were they independent. "
+        f"To tell {100 * effect:g}% from a half with about {percent(POWER)} power takes {votes:,} decided verdicts, were they independent. "
     )
     crowd = "one rater" if raters == 1 else f"{raters} raters who differ as raters do"
     halved = f", half of them against {NAMES['native']}" if native_arm else ""

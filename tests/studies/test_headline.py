@@ -5,7 +5,7 @@ import time
 import pytest
 
 from deepdoctor.studies.contest import compare
-from deepdoctor.studies.headline import UNCALLED, headline, opening, power, study_plan
+from deepdoctor.studies.headline import UNCALLED, headline, opening, percent, power, spread, study_plan
 from deepdoctor.studies.judged import Judged
 from tests.studies.panel import verdicts
 
@@ -114,9 +114,28 @@ def test_more_severe_harm_against_the_native_arm_is_said_first_too() -> None:
     assert opening({"base": compare([], "base"), "native": native}) == [told[0], "No verdicts against base yet."]
 
 
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [
+        (0.0, "0%"),
+        (0.004, "0.4%"),
+        (1e-5, "0.1%"),
+        (0.504, "50%"),
+        (249 / 250, "99.6%"),
+        (0.99999, "99.9%"),
+        (1.0, "100%"),
+        (1 - 1e-12, "100%"),
+    ],
+)
+def test_all_and_none_are_said_of_nothing_less(share: float, told: str) -> None:
+    assert percent(share) == told
+    assert spread((0.45, share)) == f"45–{told}"
+
+
 def test_power_so_far() -> None:
     assert power(0.65, 90)["sentence"].endswith("to tell 65% takes 90.")
     assert power(0.65, 90)["detectable"] == 0.65
+    assert "(about 80% power, were verdicts independent)" in power(0.65, 90)["sentence"], "votes are whole, power is not"
     assert power(0.65, 1)["sentence"].startswith("1 decided verdict would tell nothing yet")
 
 
@@ -139,6 +158,7 @@ def test_a_plan_for_what_no_study_tells_says_so_at_once(effect: float) -> None:
     assert time.process_time() - began < 5
     assert (planned["questions"], planned["verdicts"]) == (None, None)
     assert "no number of questions is sure to be enough, however many raters judge." in planned["sentence"]
+    assert planned["sentence"].startswith(f"To tell {effect:.1%} from a half")
     assert f"takes {planned['votes']:,} decided" in planned["sentence"]
 
 
