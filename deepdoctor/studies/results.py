@@ -20,6 +20,8 @@ from deepdoctor.studies.judged import Course, Judged, Standing
 from deepdoctor.studies.measures import measure
 
 SCHEMA = 2
+# beyond, a form was left open rather than worked on
+LONGEST_SECONDS = 3600
 # in order; "unsure" is no level
 CORRECT_LEVELS = {"wrong": 0, "partly": 1, "correct": 2}
 Rows = Iterable[Mapping[str, Any]]
@@ -186,9 +188,19 @@ def _guessed(raters: Sequence[Standing]) -> dict[str, Any]:
 
 
 def _seconds(seconds: Sequence[float]) -> dict[str, Any]:
-    """Time spent on a verdict."""
-    low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else (None, None, None)
-    return {"median": median(seconds) if seconds else None, "quartiles": [low, high] if low is not None else None, "total": sum(seconds)}
+    """Time spent on a verdict; forms that were left open are counted, their time is not."""
+    spent = _spent(seconds)
+    low, _, high = quantiles(spent, n=4, method="inclusive") if len(spent) > 1 else (None, None, None)
+    quartiles = [low, high] if low is not None else None
+    return {"median": _middle(spent), "quartiles": quartiles, "total": sum(spent), "left_open": len(seconds) - len(spent)}
+
+
+def _spent(seconds: Iterable[float]) -> list[float]:
+    return [each for each in seconds if each <= LONGEST_SECONDS]
+
+
+def _middle(seconds: Sequence[float]) -> float | None:
+    return median(seconds) if seconds else None
 
 
 def _rater(code: str, judged: Sequence[Judged]) -> dict[str, Any]:
@@ -199,7 +211,7 @@ def _rater(code: str, judged: Sequence[Judged]) -> dict[str, Any]:
         "verdicts": len(first),
         "repeats": len(judged) - len(first),
         **{name: said[preference] for name, preference in zip(("wins", "losses", "both", "neither"), PREFERENCES, strict=True)},
-        "seconds": median(each.seconds for each in first) if first else None,
+        "seconds": _middle(_spent(each.seconds for each in first)),
     }
 
 

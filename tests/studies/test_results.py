@@ -216,7 +216,15 @@ def test_guesses_and_time() -> None:
     raters = [standing("a", "right"), standing("b", "right"), standing("c", "right"), standing("d", "none"), standing("e")]
     value = found([replace(PLAIN, seconds=seconds, trial=str(seconds)) for seconds in (10.0, 20.0, 60.0)], raters)
     assert [value["guesses"][name] for name in ("right", "wrong", "none", "share")] == [3, 0, 1, 1.0]
-    assert (value["seconds"]["median"], value["seconds"]["total"]) == (20, 90)
+    assert (value["seconds"]["median"], value["seconds"]["total"], value["seconds"]["left_open"]) == (20, 90, 0)
+
+
+def test_a_form_left_open_is_no_work() -> None:
+    value = found([replace(PLAIN, seconds=seconds, trial=str(seconds)) for seconds in (10.0, 20.0, 30.0 * 3600)])
+    assert (value["seconds"]["median"], value["seconds"]["total"], value["seconds"]["left_open"]) == (15, 30, 1)
+    assert value["raters"][0]["seconds"] == 15
+    alone = found([replace(PLAIN, seconds=30.0 * 3600)])
+    assert (alone["seconds"]["median"], alone["seconds"]["total"], alone["raters"][0]["seconds"]) == (None, 0, None)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import hashlib
 import html
 import os
 import re
+import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -247,11 +248,13 @@ def test_double_clicks_and_replays_count_once_and_two_tabs_correct(site: Site, s
 def test_what_is_changed_after_the_browsers_back_is_kept_or_refused_in_words(site: Site, study: Study, rater: Rater) -> None:
     """Back shows the form as it was sent, with the token that it had."""
     trial = rater.trials[0]
-    token = submission(site.get(at(study, rater, trial)))
+    token = f"{int((time.time() - 100) * 1000):x}-shown"
     for harm in ("none", "severe"):
         given = {**WHOLE, "harm-A": harm}
         assert site.post(at(study, rater, trial), given=given, submission=token, action="save").status_code == 303
     assert "Severe or death" in words(site.get(home(study, rater)))
+    seconds = [row["seconds"] for row in site.store.rows(study.id)]
+    assert seconds[0] > 60 > seconds[1] >= 0, "what was counted before Back is not counted again"
     site.post(at(study, rater, trial), submission=submission(site.get(home(study, rater))), action="lock")
     late = site.post(at(study, rater, trial), given=WHOLE, submission=token, action="save")
     assert (late.status_code, "locked and stands as it was" in words(late)) == (409, True)

@@ -141,11 +141,12 @@ class Judge:
         action = forms.text(form, "action") or "save"
         kind = {"save": "verdict", "reveal": "lock"}.get(action, action)
         given: dict[str, Any] = {}
+        stands = visit.said.verdicts.get(trial.id)
         if kind == "verdict":
-            given = {**forms.verdict(form), "seconds": forms.seconds_since(submission)}
+            given = {**forms.verdict(form), "seconds": forms.seconds_since(submission, stands)}
         elif kind == "lock":
             given = {"revealed": action == "reveal"}
-            stands, shown = visit.said.verdicts.get(trial.id), forms.text(form, "verdict")
+            shown = forms.text(form, "verdict")
             if stands and shown and shown != str(stands["time"]):
                 return pages.saved(visit, trial, self.material(visit.study), {"verdict": CHANGED})
         elif kind == "soundness":

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.datastructures import FormData
 
-from deepdoctor.studies.judgments import SLOTS
+from deepdoctor.studies.judgments import SLOTS, Row
 from deepdoctor.studies.trials import LONGEST_NAME, MOST_YEARS, plain_name
 
 MOST_FIELDS = 100
@@ -18,10 +18,11 @@ def new_submission() -> str:
     return f"{int(time.time() * 1000):x}-{secrets.token_hex(8)}"
 
 
-def seconds_since(submission: str) -> float:
-    """Seconds since the form with that token was shown; 0 if it tells no time."""
+def seconds_since(submission: str, before: Row | None) -> float:
+    """Seconds since the form with that token was shown, or since it gave the verdict `before`; 0 if it tells no time."""
     try:
-        return max(0.0, round(time.time() - int(submission.partition("-")[0], 16) / 1000, 3))
+        began = before["time"] if before and before.get("submission") == submission else int(submission.partition("-")[0], 16) / 1000
+        return max(0.0, round(time.time() - began, 3))
     except ValueError:
         return 0.0
 
