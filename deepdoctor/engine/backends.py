@@ -88,6 +88,7 @@ class Unsloth:
             dtype=dtype,
             load_in_4bit=four_bit,
             device_map={"": 0},
+            offload_embedding=False,  # where memory is short it would move them to the CPU, where decoding does not look
         )
         for module in model.modules():  # of a longer text it would leave out the end without a word
             module.max_seq_length = model.config.max_position_embeddings
