@@ -12,6 +12,11 @@ from deepdoctor.studies.statistics import POWER, detectable, questions_needed, v
 Block = Mapping[str, Any]
 UNCALLED = "not enough to call a difference"
 OVER_BOTH = "95% interval over questions and raters"
+OUTCOMES = (
+    "The primary outcome is the preference between tuned and base; all else is secondary. Each is called at 5% by itself, so that where "
+    "there is no difference at all, one or another is called in more than 5% of studies."
+)
+OVER_BOTH = "95% interval over questions and raters"
 # share of studies without any difference in which something is called, of 500 simulated: 11% and 20%
 OUTCOMES = (
     "The primary outcome is the preference between tuned and base; all else is secondary. Each is called at 5% by itself: where there is "
