@@ -16,12 +16,6 @@ OUTCOMES = (
     "The primary outcome is the preference between tuned and base; all else is secondary. Each is called at 5% by itself, so that where "
     "there is no difference at all, one or another is called in more than 5% of studies."
 )
-OVER_BOTH = "95% interval over questions and raters"
-# share of studies without any difference in which something is called, of 500 simulated: 11% and 20%
-OUTCOMES = (
-    "The primary outcome is the preference between tuned and base; all else is secondary. Each is called at 5% by itself: where there is "
-    "no difference at all, preference or correctness is called in about 11% of studies, with the native arm one of four in about 20%."
-)
 NO_INTERVAL = "no interval from one question"
 # share of verdicts for neither side that planning assumes
 TIES = 0.3
