@@ -2,7 +2,8 @@
 
 from deepdoctor.engine.accelerator import HAS_UNSLOTH
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +32,9 @@ class Backend(Protocol):
 
     def training(self) -> AbstractContextManager[None]:
         """What holds while the trainer runs."""
+
+    def reading(self, model: Any, tokens: int) -> AbstractContextManager[None]:
+        """What holds while the bare model, or one around it, reads a text of so many tokens."""
 
     def rest(self, model: Any) -> None:
         """Leave training: no dropout, no checkpointing, nothing that needs a gradient."""
@@ -66,6 +70,10 @@ class Transformers:
         """Nothing."""
         return nullcontext()
 
+    def reading(self, model: Any, tokens: int) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Nothing."""
+        return nullcontext()
+
     def rest(self, model: Any) -> None:
         """Evaluation mode without gradient checkpointing."""
         if model.is_gradient_checkpointing:
@@ -88,10 +96,7 @@ class Unsloth:
             dtype=dtype,
             load_in_4bit=four_bit,
             device_map={"": 0},
-            offload_embedding=False,  # where memory is short it would move them to the CPU, where decoding does not look
         )
-        for module in model.modules():  # of a longer text it would leave out the end without a word
-            module.max_seq_length = model.config.max_position_embeddings
         names = {name for name, _ in model.named_parameters()} - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
         return model, sorted(names - stored_names(Path(folder)))
 
@@ -121,6 +126,19 @@ class Unsloth:
     def training(self) -> AbstractContextManager[None]:
         """Losses without anything to compile first."""
         return without_compiling()
+
+    @contextmanager
+    def reading(self, model: Any, tokens: int) -> Iterator[None]:
+        """The text is read to its end: of one that is longer than Unsloth was told of it leaves out the rest without a word."""
+        told = getattr(model.model, "max_seq_length", tokens)
+        if tokens <= told:
+            yield
+            return
+        model.model.max_seq_length = tokens
+        try:
+            yield
+        finally:
+            model.model.max_seq_length = told
 
     def rest(self, model: Any) -> None:
         """Evaluation mode without gradient checkpointing."""

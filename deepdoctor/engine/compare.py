@@ -162,7 +162,7 @@ def reference_logits(loaded: LoadedModel, prompt: list[int], adapter: str) -> tu
     assert loaded.peft is not None
     ids = torch.tensor([prompt], device=loaded.device)
     # not inference_mode: what Unsloth keeps from such a pass (its rotation tables) could not be trained with afterwards
-    with torch.no_grad(), as_side(loaded, adapter) as model:
+    with torch.no_grad(), loaded.backend.reading(loaded.base, len(prompt)), as_side(loaded, adapter) as model:
         with model.disable_adapter():
             off = model(input_ids=ids).logits[0, -1].float()
         on = model(input_ids=ids).logits[0, -1].float()

@@ -22,9 +22,7 @@ from deepdoctor.engine.forward import TorchSteps
 from deepdoctor.engine.guard import GuardedSteps
 from deepdoctor.engine.head_loss import UNTRAINED, mean_loss, without_compiling
 from deepdoctor.engine.model import LoadedModel
-from deepdoctor.engine.protocol import Compare
 from deepdoctor.engine.room import free
-from deepdoctor.engine.session import Session
 from deepdoctor.tokens import Encoded
 from tests.engine import tiny
 from tests.engine.across import QUESTION, Listener, adapted_run, log_of, request
@@ -171,17 +169,6 @@ def test_a_model_that_was_trained_is_given_up_whole(model: tuple[Path, list[Path
     del session
     free()
     assert not any(weight() is not None for weight in weights)
-
-
-def test_embeddings_stay_on_the_gpu_however_short_its_memory_is(dataset: DatasetConfig, tmp_path: Path) -> None:
-    """Of a text as long as the model reads Unsloth expects to need more than this."""
-    folder = tiny.save_model(tmp_path / "model", **{**SHAPE, "max_position_embeddings": 131_072})
-    session = Session(tmp_path / "data")
-    session.load(ModelConfig(name=str(folder), precision="bfloat16", gpu_memory_gib=1.5))
-    run = session.finetune(tiny.new_run(session, dataset, max_steps=2, optimizer="adamw_8bit").id)
-    assert tiny.model_of(session).base.model.embed_tokens.weight.is_cuda
-    *_, made = session.compare(Compare(QUESTION, run.id, sampling=tiny.GREEDY))
-    assert made.proof is not None
 
 
 def test_a_text_longer_than_unsloth_is_told_of_is_read_to_its_end(tmp_path: Path) -> None:
