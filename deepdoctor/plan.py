@@ -49,11 +49,14 @@ def plan(config: FinetuneConfig, model: ModelInfo, lengths: Sequence[int], decis
 
     Raises DatasetError if no row is short enough.
     """
-    longest = min(config.max_seq_length, model.max_length)
+    longest = model.longest_row(config.max_seq_length)
     kept = [length for length in lengths if 0 < length <= longest]
     if not kept:
+        advice = (
+            "Raise the longest row" if longest == config.max_seq_length else "This model is not trained on longer ones here: shorten them"
+        )
         raise DatasetError(
-            f"No row to train on is left: all {len(lengths):,} are longer than {longest:,} tokens. Raise the longest row."
+            f"No row to train on is left: all {len(lengths):,} are longer than {longest:,} tokens. {advice}."
             if lengths
             else "There is no row to train on. Choose rows on the Dataset tab."
         )

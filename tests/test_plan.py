@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from deepdoctor.config import PRESETS
+from deepdoctor.engine.protocol import LONGEST_TRAINED
 from deepdoctor.errors import DatasetError, RunError
 from deepdoctor.plan import Plan, plan, require_disk, roughly
-from tests.planned import LLAMA_8B, ROWS, T4
+from tests.planned import CPU, H200, LLAMA_8B, ROWS, T4
 
 ARTICLE = PRESETS["article"]
 
@@ -31,6 +32,15 @@ def test_the_last_step_of_an_epoch_takes_what_is_left(rows: int, steps: int, epo
     found = plan(ARTICLE.changed(max_steps=steps, warmup_steps=0), LLAMA_8B, [100] * rows)
     assert found.epochs == pytest.approx(epochs)
     assert found.tokens == round(epochs * rows * 100)
+
+
+def test_rows_that_unsloth_would_cut_off_are_left_out() -> None:
+    long, patient = [500, LONGEST_TRAINED, LONGEST_TRAINED + 1], PRESETS["article"].changed(max_seq_length=100_000)
+    assert H200.max_length > LONGEST_TRAINED
+    assert plan(patient, H200, long).rows == 2
+    assert plan(patient, CPU, long).rows == 3
+    with pytest.raises(DatasetError, match="longer than 8,192 tokens. This model is not trained on longer ones here"):
+        plan(patient, H200, [9000])
 
 
 def test_rows_longer_than_the_model_reads_are_left_out() -> None:

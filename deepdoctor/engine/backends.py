@@ -13,10 +13,10 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepdoctor.engine.head_loss import without_compiling
+from deepdoctor.engine.protocol import LONGEST_TRAINED
 from deepdoctor.errors import ModelError
 
 TRAINED = "default"
-LONGEST_TRAINED = 8192
 
 
 class Backend(Protocol):

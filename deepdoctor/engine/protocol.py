@@ -16,6 +16,9 @@ ALSO_AT_MOST = 3
 # of characters: more than any model reads, and little enough to wait in the pipe while the engine is busy
 LONGEST_QUESTION = 100_000
 
+# tokens of the longest row that Unsloth is asked to train on; it would cut a longer one off without a word
+LONGEST_TRAINED = 8192
+
 Phase = Literal["starting", "loading", "ready", "busy", "failed", "dead"]
 
 
@@ -49,6 +52,10 @@ class ModelInfo:
     heads: int = 0
     launch_seconds: float = 0.0
     devices: int = 1
+
+    def longest_row(self, wanted: int) -> int:
+        """Tokens of the longest row that is trained on where rows of up to `wanted` are to be."""
+        return min(wanted, self.max_length, LONGEST_TRAINED if self.backend == "unsloth" else self.max_length)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def prepare_rows(loaded: LoadedModel, run: Run) -> TrainingRows:
     examples = to_examples(rows.rows, map_columns(rows.columns, run.dataset))
     examples, kept_apart = keep_apart(examples, run.dataset.source, config.held_out_rows, config.seed)
     held_out = kept_apart[: config.held_out_rows]
-    longest = min(config.max_seq_length, loaded.info.max_length)
+    longest = loaded.info.longest_row(config.max_seq_length)
 
     def encoded(chosen: list[Example], supervision: str) -> list[Encoded]:
         return encode_examples(chosen, loaded.tokenizer.backend_tokenizer, loaded.info.eos, style, supervision)

@@ -104,7 +104,7 @@ class TrainEvents:
 
     def _lengths(self, config: FinetuneConfig, model: ModelInfo, dataset: DatasetConfig) -> tuple[int, list[int]]:
         """(rows before checks, tokens of each row that will be trained on), as the engine will find them."""
-        limit = min(config.max_seq_length, model.max_length)
+        limit = model.longest_row(config.max_seq_length)
         key = (dataset.to_json(), config.prompt_style, limit, config.held_out_rows, config.seed, model.tokenizer_file)
 
         def make() -> tuple[int, list[int]]:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from deepdoctor.config import DatasetConfig, ModelConfig
 from deepdoctor.engine import head_loss
 from deepdoctor.engine.adapters import select_adapter
-from deepdoctor.engine.backends import LONGEST_TRAINED
 from deepdoctor.engine.client import EngineClient
 from deepdoctor.engine.compare import TOLERANCES, reference_logits
 from deepdoctor.engine.decode import Decoder, Row
@@ -22,6 +21,7 @@ from deepdoctor.engine.forward import TorchSteps
 from deepdoctor.engine.guard import GuardedSteps
 from deepdoctor.engine.head_loss import UNTRAINED, mean_loss, without_compiling
 from deepdoctor.engine.model import LoadedModel
+from deepdoctor.engine.protocol import LONGEST_TRAINED
 from deepdoctor.engine.room import free
 from deepdoctor.tokens import Encoded
 from tests.engine import tiny
