@@ -39,7 +39,7 @@ def test_rows_that_unsloth_would_cut_off_are_left_out() -> None:
     assert H200.max_length > LONGEST_TRAINED
     assert plan(patient, H200, long).rows == 2
     assert plan(patient, CPU, long).rows == 3
-    with pytest.raises(DatasetError, match="longer than 8,192 tokens. This model is not trained on longer ones here"):
+    with pytest.raises(DatasetError, match=r"longer than 8,192 tokens\. This model is not trained on longer ones here"):
         plan(patient, H200, [9000])
 
 
