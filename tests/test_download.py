@@ -3,9 +3,7 @@
 import errno
 import json
 import re
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 from deepdoctor.download import Bar, Progress, fetch_model, is_cached
 from deepdoctor.errors import ModelError
 from deepdoctor.hub import Wanted, trouble
+from tests.engine.full_disk import largest_file
 from tests.loopback_hub import LoopbackHub
 
 WEIGHTS = bytes(range(256)) * 2000
@@ -185,17 +184,6 @@ def test_a_hub_in_trouble(loopback_hub: LoopbackHub) -> None:
     loopback_hub.faults["break"] = 100
     with pytest.raises(ModelError, match=r"HTTP 500.*later"):
         fetch_model("owner/model", None, unheard)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Writing more than `size` bytes into a file fails, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_fills_up_while_downloading(loopback_hub: LoopbackHub) -> None:
