@@ -148,7 +148,7 @@ class Judge:
             given = {"revealed": action == "reveal"}
             shown = forms.text(form, "verdict")
             if stands and shown and shown != str(stands["time"]):
-                return pages.saved(visit, trial, self.material(visit.study), {"verdict": CHANGED})
+                return pages.saved(visit, trial, self.material(visit.study), {"stands": CHANGED})
         elif kind == "soundness":
             given = {**forms.soundness(form)}
         if wrong := problems(kind, given):
