@@ -3,9 +3,9 @@
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deepdoctor.errors import ConfigError
 from deepdoctor.files import holds_runs
@@ -266,7 +266,7 @@ class Settings(Config):
     host: str = _setting("127.0.0.1", "HOST", "Address to listen on")
     port: int = _setting(7860, "PORT", "Port to listen on", ge=0, le=65535)
     model: str = _setting(EMBEDDED_MODEL, "MODEL", "nano, a local folder, or a Hub id; not given on an NVIDIA GPU: the 8B", min_length=1)
-    data_dir: Path = _setting(Path("data"), "DATA_DIR", "Folder for runs, comparisons and exports")
+    data_dir: Annotated[Path, AfterValidator(Path.expanduser)] = _setting(Path("data"), "DATA_DIR", "Folder for all that is kept")
     login: str = _setting("", "LOGIN", "name:password that everyone who opens the page must give; better set in the environment")
     trainers: str = _setting("", "TRAINERS", "On a Space: Hugging Face names, separated by commas, that may train beside the owner")
     judgments_repo: str = _setting(

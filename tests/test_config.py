@@ -13,6 +13,10 @@ from deepdoctor.errors import ConfigError
 CONFIGS = [ModelConfig, DatasetConfig, SamplingConfig, FinetuneConfig, Settings]
 
 
+def test_a_home_in_the_data_folder_is_taken_as_one() -> None:
+    assert Settings.from_environment({"data_dir": "~/kept"}).data_dir == Path.home() / "kept"
+
+
 def test_the_article_preset_is_the_source_recipe() -> None:
     values = preset("article").model_dump()
     recipe = {

@@ -66,6 +66,7 @@ def _preference(found: Mapping[str, Any]) -> Drawing:
     bar, whisker = figure.subplots(2, 1, height_ratios=[1.1, 1])
     _stack(bar, 0, {name: found[name] for name in PREFERENCE}, PREFERENCE)
     _bare(bar, ["all verdicts"], "verdicts")
+    _whole(bar)
     _legend(bar, PREFERENCE, 4)
     counts = ", ".join(f"{fill.label} {found[name]}" for name, fill in PREFERENCE.items())
     told = "no pair was decided"
@@ -85,6 +86,7 @@ def _levels(results: Mapping[str, Any]) -> Drawing:
             _stack(axes, place, results[name][side], fills)
             said.append(f"{name} of {side}: " + ", ".join(f"{fill.label} {results[name][side][level]}" for level, fill in fills.items()))
         _bare(axes, ["tuned", "base"], f"{name}, verdicts")
+        _whole(axes)
         _legend(axes, fills, 2 if len(fills) == 4 else 3)
     return Drawing("Correctness and harm", f"{'; '.join(said)}.", _svg(figure))
 
@@ -130,7 +132,7 @@ def _whisker(axes: "Axes", place: int, group: Mapping[str, Any], marker: str) ->
     if group["two_way"]:
         low, high = group["two_way"]
         axes.plot([100 * low, 100 * high], [place, place], color=INK, linewidth=1.4, solid_capstyle="butt")
-    axes.plot([100 * group["share"]], [place], marker=marker, color="#0f6b6b", markeredgecolor=INK, markersize=7)
+    axes.plot([100 * group["share"]], [place], marker=marker, color="#0f6b6b", markeredgecolor=INK, markersize=7, clip_on=False)
 
 
 def _half(axes: "Axes", labels: Sequence[str]) -> None:
@@ -140,7 +142,14 @@ def _half(axes: "Axes", labels: Sequence[str]) -> None:
     axes.axvline(50, color=MUTED, linestyle="--", linewidth=1)
     axes.grid(axis="x", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
-    _bare(axes, labels, f"share of decided pairs in which tuned was preferred, with {OVER_BOTH}")
+    _bare(axes, labels, f"share of decided pairs in which tuned was preferred,\nwith {OVER_BOTH}")
+
+
+def _whole(axes: "Axes") -> None:
+    """A scale of counts has no fractions."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _bare(axes: "Axes", labels: Sequence[str], name: str) -> None:

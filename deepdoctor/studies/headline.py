@@ -220,10 +220,8 @@ def power(effect: float, decided: int) -> dict[str, Any]:
     """What the verdicts so far could show: {effect, needed, decided, detectable, sentence}."""
     needed, found = votes_needed(effect), detectable(decided)
     told = f"would tell {percent(found)} or more from a half" if found else "would tell nothing yet"
-    sentence = (
-        f"{decided} decided {'verdict' if decided == 1 else 'verdicts'} {told} (about {percent(POWER)} power, were verdicts independent); "
-        f"to tell {100 * effect:g}% takes {needed}."
-    )
+    so_far = f"{decided} decided {'verdict' if decided == 1 else 'verdicts'} {told}" if decided else "No verdict is decided yet"
+    sentence = f"{so_far} (about {percent(POWER)} power, were verdicts independent); to tell {100 * effect:g}% takes {needed}."
     return {"effect": effect, "needed": needed, "decided": decided, "detectable": found, "sentence": sentence}
 
 

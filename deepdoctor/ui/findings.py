@@ -24,7 +24,7 @@ GRADES = {
     "near-seen": "The run was trained on a question much like this one. Read its answer with that in mind.",
     "unknown": "Not known: the run does not record the rows it was trained on, or its adapter came from the Hub. "
     "Whether this question was among them, nobody can tell.",
-    "unseen": "No training question of the run is much like this one.",
+    "unseen": "No training question of the run shares many words with this one. The same case in other words would not be noticed.",
 }
 
 

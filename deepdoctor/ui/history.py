@@ -46,7 +46,8 @@ def _entry(comparison: Comparison, names: dict[str, str]) -> str:
     made = time.strftime("%d %b %Y, %H:%M", time.localtime(comparison.created))
     step = "final" if comparison.step is None else f"checkpoint {comparison.step}"
     step += f" and {len(comparison.further)} more" if comparison.further else ""
-    where = f"{made} · {names.get(comparison.run, comparison.run)}, {step} · seed {comparison.sampling.seed}"
+    stopped = " · stopped" if "stopped" in (comparison.base.finish_reason, comparison.tuned.finish_reason) else ""
+    where = f"{made} · {names.get(comparison.run, comparison.run)}, {step} · seed {comparison.sampling.seed}{stopped}"
     grade = str(comparison.seen.get("grade", ""))
     mark = badge(grade.capitalize(), grade) if grade else ""
     words = f'<span class="dd-history-question">{escape(comparison.question)}</span><span class="dd-muted">{escape(where)} {mark}</span>'

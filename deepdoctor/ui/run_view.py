@@ -192,6 +192,11 @@ def log_tail(run: Run) -> str:
     return f'<pre class="dd-log" tabindex="0" role="region" aria-label="Log">{escape(run.log_tail()) or "Nothing logged yet."}</pre>'
 
 
+def trained_on(source: str) -> str:
+    """Which rows a run will train on, by the name that the Dataset tab gives them."""
+    return f'<p class="dd-source">Trains on <strong>{escape(source)}</strong></p>'
+
+
 def plan_stats(plan: Plan, left_out: int, free: float) -> str:
     """What a run will take, before it is started; `left_out` rows are not trained on, whatever the
     reason; `free` bytes are left on the disk."""

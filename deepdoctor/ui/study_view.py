@@ -156,7 +156,10 @@ def result_parts(results: Mapping[str, Any], study: Study) -> dict[str, str]:
 
 def asked_to_delete(study: Study, copy: Copy | None) -> str:
     """The question before a study is deleted. copy: on the Hub, if one is kept."""
-    words = f"Delete {study.name} with its answers and raters? What they judged can then not be told apart any more. This cannot be undone."
+    words = (
+        f"Delete {study.name} with its answers and raters? Its verdicts stay among the judgments, but nobody can tell any more what they "
+        "are about. This cannot be undone."
+    )
     if copy:
         words += (
             f" It goes from the dataset {copy.repo} too, but that dataset's earlier commits still hold it until its owner removes them."

@@ -96,11 +96,13 @@ class TrainEvents:
 
     def _planned(self, config: FinetuneConfig, model: ModelInfo, dataset: dict[str, Any]) -> str:
         try:
-            rows, lengths = self._lengths(config, model, DatasetConfig.of(dataset))
+            chosen = DatasetConfig.of(dataset)
+            rows, lengths = self._lengths(config, model, chosen)
             found = plan(config, model, lengths)
         except (DatasetError, ConfigError) as error:
             return note(str(error), "warn")
-        return run_view.plan_stats(found, rows - found.rows, self.context.runs.free_bytes())
+        source = self.loaded.table(chosen).rows.source
+        return run_view.trained_on(source) + run_view.plan_stats(found, rows - found.rows, self.context.runs.free_bytes())
 
     def _lengths(self, config: FinetuneConfig, model: ModelInfo, dataset: DatasetConfig) -> tuple[int, list[int]]:
         """(rows before checks, tokens of each row that will be trained on), as the engine will find them."""

@@ -137,6 +137,7 @@ def test_power_so_far() -> None:
     assert power(0.65, 90)["detectable"] == 0.65
     assert "(about 80% power, were verdicts independent)" in power(0.65, 90)["sentence"], "votes are whole, power is not"
     assert power(0.65, 1)["sentence"].startswith("1 decided verdict would tell nothing yet")
+    assert power(0.65, 0)["sentence"].startswith("No verdict is decided yet")
 
 
 def test_a_plan_says_what_it_takes() -> None:

@@ -125,6 +125,7 @@ def test_review_tells_what_the_run_takes(events: TrainEvents, dataset: dict[str,
     assert "<dd>25</dd>" in words
     assert "<dd>30</dd>" in words
     assert "444 k" in words
+    assert f"Trains on <strong>{Path(str(dataset['path'])).name}" in words
     assert "about" in words
 
 

@@ -58,7 +58,7 @@ def joining(form: FormData, user: str | None) -> tuple[dict[str, str], dict[str,
         if not given[name]:
             problems[name] = f"{asked}."
         elif len(given[name]) > LONGEST_NAME:
-            problems[name] = f"This has {len(given[name]):,} characters; at most {LONGEST_NAME} can be kept."
+            problems[name] = f"The {name} is too long: at most {LONGEST_NAME} characters can be kept."
     if not (given["years"].isdecimal() and len(given["years"]) < 4 and int(given["years"]) <= MOST_YEARS):
         problems["years"] = f"Give whole years, 0 to {MOST_YEARS}."
     return given, problems
