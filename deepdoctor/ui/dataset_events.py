@@ -68,11 +68,15 @@ class DatasetEvents:
             raise
 
     @user_errors
-    def use_columns(self, draft: dict[str, Any], question: str, reasoning: str, response: str) -> tuple[dict[str, Any], str]:
-        """Map the columns as chosen; returns (dataset, message)."""
-        config = DatasetConfig.of({**draft, "question_column": question, "reasoning_column": reasoning, "response_column": response})
-        table = self.loaded.table(config)
-        return config.model_dump(), _status(note(f"{count_rows(len(table.examples))} loaded with the chosen columns.", "ok"))
+    def use_columns(self, draft: dict[str, Any], question: str, reasoning: str, response: str) -> Iterator[tuple[Any, str]]:
+        """Map the columns as chosen; yields (dataset, message)."""
+        try:
+            config = DatasetConfig.of({**draft, "question_column": question, "reasoning_column": reasoning, "response_column": response})
+            table = self.loaded.table(config)
+            yield config.model_dump(), _status(note(f"{count_rows(len(table.examples))} loaded with the chosen columns.", "ok"))
+        except DeepDoctorError as error:
+            yield gr.skip(), _status(note(f"{error} The dataset shown stays as it was.", "bad"))
+            raise
 
     def show_source(self, dataset: dict[str, Any]) -> tuple[Any, ...]:
         """Describe the dataset in use: (description, question, reasoning, response column)."""

@@ -133,11 +133,15 @@ def test_columns_that_cannot_be_guessed_can_be_chosen(events: DatasetEvents, tmp
     draft, choices = states[-2][1], states[-2][3:]
     assert states[-1][0] == SKIP
     assert [each.choices for each in choices] == [[("a", "a"), ("b", "b"), ("c", "c")]] * 3
-    dataset, message = events.use_columns(draft, "a", "b", "c")
+    [(dataset, message)] = events.use_columns(draft, "a", "b", "c")
     assert "1 row loaded" in message
     assert events.loaded.table(DatasetConfig.of(dataset)).examples == [Example("Why?", "Because.", "So.")]
+    chosen = events.use_columns(draft, "a", "a", "c")
+    dataset, message = next(chosen)
+    assert dataset == SKIP
+    assert "more than one part" in message
     with pytest.raises(gr.Error, match="more than one part"):
-        events.use_columns(draft, "a", "a", "c")
+        next(chosen)
 
 
 def test_server_files_can_be_named_only_from_the_same_machine(tmp_path: Path) -> None:
