@@ -158,6 +158,7 @@ def _bare(axes: "Axes", labels: Sequence[str], name: str) -> None:
     axes.set_ylim(-0.6, len(labels) - 0.4)
     axes.set_xlabel(name, fontsize=9, color=MUTED)
     axes.tick_params(length=0, labelsize=9)
+    axes.tick_params(axis="y", pad=8)  # beside a marker at 0%
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 

@@ -164,13 +164,13 @@ def _ran(course: Block, counts: Block) -> list[str]:
     """How the study ran, where that tells on the numbers: looked at early, ended early, or opened again."""
     dates = ", ".join(f"{what} on {_day(when)}" for when, what in course["turns"])
     so_far, when = f"{counts['verdicts']} of {course['planned']} planned verdicts", f" ({dates})" if dates else ""
-    said = []
-    if course["state"] == "open":
+    said, whole = [], counts["verdicts"] + counts["skipped"] >= course["planned"]
+    if course["state"] == "open" and not whole:
         said.append(
             f"The study was still open when this was computed, with {so_far}{when}. Looking again and again, and stopping when it pleases, "
             "makes differences look surer than they are."
         )
-    elif dates and counts["verdicts"] + counts["skipped"] < course["planned"]:
+    elif dates and not whole:
         said.append(
             f"The study was closed after {so_far}{when}. If that was because of what they showed, differences look surer than they are."
         )

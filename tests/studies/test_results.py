@@ -259,6 +259,7 @@ def test_raters_who_judge_very_unequally_are_a_caution(given: tuple[int, ...], t
         (replace(PLANNED, planned=8), []),
         (PLANNED, ["The study was closed after 8 of 20 planned verdicts (opened on 4 May 2026, closed on 5 May 2026)."]),
         (Course(0.65, 20, "closed"), []),
+        (replace(PLANNED, planned=8, state="open", closed=()), []),
         (
             replace(PLANNED, state="open", closed=()),
             ["The study was still open when this was computed, with 8 of 20 planned verdicts (opened on 4 May 2026)."],
