@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # texts that are encoded in one call of the tokenizer, which works on them on all cores
 BATCH = 512
+# the label of a token that is not trained on, as PyTorch's loss and the trainer know it
+IGNORED = -100
 SUPERVISION = {"whole_text": "Whole text, as in the article", "response_only": "Response only: reasoning and answer"}
 
 

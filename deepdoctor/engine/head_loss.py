@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from deepdoctor.estimates import PIECE_OF_LOGITS
+from deepdoctor.tokens import IGNORED
 
-UNTRAINED = -100
 # what Unsloth may ask of its loss for other architectures than ours; such a loss is left to it
 FOR_OTHERS = ("lm_head_bias", "mask", "logit_softcapping", "logit_scale_multiply", "logit_scale_divide")
-# logits [some, vocabulary] and labels [some] → losses [some] in float32, 0 for UNTRAINED
+# logits [some, vocabulary] and labels [some] → losses [some] in float32, 0 for IGNORED
 LossesOf = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -59,10 +59,10 @@ def mean_loss(theirs: Callable[..., Tensor], losses_of: LossesOf, **asked: Any) 
         return theirs(**asked)
     hidden, labels, scaler = asked["hidden_states"], asked["labels"], asked.get("scaling")
     if asked.get("shift_labels", True):
-        labels = torch.nn.functional.pad(labels[..., 1:], (0, 1), value=UNTRAINED)
+        labels = torch.nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORED)
     labels = labels.reshape(-1)
     trained = asked.get("n_items")
-    count = torch.as_tensor((labels != UNTRAINED).sum() if trained is None else trained, device=hidden.device).clamp(min=1)
+    count = torch.as_tensor((labels != IGNORED).sum() if trained is None else trained, device=hidden.device).clamp(min=1)
     scale = (scaler.get_scale() if scaler is not None else 1.0) / count
     return HeadLoss.apply(hidden.reshape(-1, hidden.shape[-1]), asked["lm_head_weight"], labels, scale, losses_of) / count
 

@@ -9,9 +9,7 @@ from deepdoctor.engine.model import LoadedModel
 from deepdoctor.errors import DatasetError
 from deepdoctor.prompts import marker_in, style_named
 from deepdoctor.runs import Run
-from deepdoctor.tokens import Encoded, encode_examples
-
-IGNORED = -100
+from deepdoctor.tokens import IGNORED, Encoded, encode_examples
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class DatasetEvents:
             table = self.loaded.table(config)
             yield draft, draft, _status(note(f"{count_rows(len(table.examples))} loaded.", "ok")), *choices
         except DeepDoctorError as error:
-            yield gr.skip(), gr.skip(), _status(note(f"{error} The dataset shown stays as it was.", "bad")), *unchanged
+            yield gr.skip(), gr.skip(), _refused(error), *unchanged
             raise
 
     @user_errors
@@ -75,7 +75,7 @@ class DatasetEvents:
             table = self.loaded.table(config)
             yield config.model_dump(), _status(note(f"{count_rows(len(table.examples))} loaded with the chosen columns.", "ok"))
         except DeepDoctorError as error:
-            yield gr.skip(), _status(note(f"{error} The dataset shown stays as it was.", "bad"))
+            yield gr.skip(), _refused(error)
             raise
 
     def show_source(self, dataset: dict[str, Any]) -> tuple[Any, ...]:
@@ -249,3 +249,7 @@ class _Telling:
 
 def _status(html: str) -> str:
     return f'<div role="status">{html}</div>'
+
+
+def _refused(error: DeepDoctorError) -> str:
+    return _status(note(f"{error} The dataset shown stays as it was.", "bad"))

@@ -22,13 +22,14 @@ from deepdoctor.engine.adapters import fresh_adapter, select_adapter
 from deepdoctor.engine.ahead import Ahead
 from deepdoctor.engine.finetune import collator, finetune, trainer_arguments
 from deepdoctor.engine.protocol import Compare
-from deepdoctor.engine.rows import IGNORED, prepare_rows
+from deepdoctor.engine.rows import prepare_rows
 from deepdoctor.engine.session import Session, never
 from deepdoctor.errors import DatasetError, ModelError, RunError
 from deepdoctor.estimates import SAVED_BESIDE_BYTES, How, checkpoint_bytes
 from deepdoctor.plan import plan
 from deepdoctor.prompts import ARTICLE
 from deepdoctor.runs import Run
+from deepdoctor.tokens import IGNORED
 from tests.engine import tiny
 from tests.engine.full_disk import largest_file
 

@@ -19,11 +19,11 @@ from deepdoctor.engine.decode import Decoder, Row
 from deepdoctor.engine.evaluate import token_losses
 from deepdoctor.engine.forward import TorchSteps
 from deepdoctor.engine.guard import GuardedSteps
-from deepdoctor.engine.head_loss import UNTRAINED, mean_loss, without_compiling
+from deepdoctor.engine.head_loss import mean_loss, without_compiling
 from deepdoctor.engine.model import LoadedModel
 from deepdoctor.engine.protocol import LONGEST_TRAINED
 from deepdoctor.engine.room import free
-from deepdoctor.tokens import Encoded
+from deepdoctor.tokens import IGNORED, Encoded
 from tests.engine import tiny
 from tests.engine.across import QUESTION, Listener, adapted_run, log_of, request
 from tests.engine.test_gpu import FORCED, PROMPT, SHAPE, forced, in_float32, opened, whole
@@ -193,7 +193,7 @@ def test_the_loss_in_parts_is_no_further_from_float32_than_unsloth_s_own_is(dtyp
     hidden = torch.randn(2, 1400, 512, generator=drawn, device="cuda").to(dtype).requires_grad_()
     head = (0.05 * torch.randn(128_256, 512, generator=drawn, device="cuda")).to(dtype)
     labels = torch.randint(0, 128_256, (2, 1400), generator=drawn, device="cuda")
-    labels[:, 100:300] = UNTRAINED
+    labels[:, 100:300] = IGNORED
     asked = {"hidden_states": hidden, "lm_head_weight": head, "lm_head_bias": None, "labels": labels, "n_items": torch.tensor(5000)}
     exact = hidden.detach().float().requires_grad_()
     wanted = labels[:, 1:].reshape(-1)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepdoctor.engine import head_loss
-from deepdoctor.engine.head_loss import UNTRAINED, mean_loss
+from deepdoctor.engine.head_loss import mean_loss
+from deepdoctor.tokens import IGNORED
 
 VOCABULARY, WIDTH, ROWS, TOKENS = 37, 16, 2, 11
 
@@ -36,14 +37,14 @@ def case(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     hidden = torch.randn(ROWS, TOKENS, WIDTH, generator=drawn).to(dtype).requires_grad_()
     head = torch.randn(VOCABULARY, WIDTH, generator=drawn).to(dtype)
     labels = torch.randint(0, VOCABULARY, (ROWS, TOKENS), generator=drawn)
-    labels[0, 3:6] = UNTRAINED
+    labels[0, 3:6] = IGNORED
     return hidden, head, labels
 
 
 def whole(hidden: Tensor, head: Tensor, labels: Tensor, count: int | None = None) -> Tensor:
     """The mean loss by all logits at once."""
     logits, wanted = (hidden @ head.t())[:, :-1].reshape(-1, VOCABULARY).float(), labels[:, 1:].reshape(-1)
-    return F.cross_entropy(logits, wanted, reduction="sum") / (count or (wanted != UNTRAINED).sum())
+    return F.cross_entropy(logits, wanted, reduction="sum") / (count or (wanted != IGNORED).sum())
 
 
 @pytest.fixture(autouse=True, params=[4 * VOCABULARY, 10_000])
@@ -81,7 +82,7 @@ def test_float16_holds_gradients_that_are_scaled_before_they_are_rounded() -> No
 
 def test_labels_that_are_shifted_already_are_taken_as_they_are() -> None:
     hidden, head, labels = case()
-    shifted = torch.cat([labels[:, 1:], torch.full((ROWS, 1), UNTRAINED)], 1)
+    shifted = torch.cat([labels[:, 1:], torch.full((ROWS, 1), IGNORED)], 1)
     told = {"hidden_states": hidden, "lm_head_weight": head}
     once = mean_loss(not_asked, losses_of, **told, labels=labels)
     assert mean_loss(not_asked, losses_of, **told, labels=shifted, shift_labels=False).item() == once.item()
@@ -90,7 +91,7 @@ def test_labels_that_are_shifted_already_are_taken_as_they_are() -> None:
 
 def test_a_step_without_a_trained_token_has_no_loss() -> None:
     hidden, head, labels = case()
-    loss = mean_loss(not_asked, losses_of, hidden_states=hidden, lm_head_weight=head, labels=torch.full_like(labels, UNTRAINED))
+    loss = mean_loss(not_asked, losses_of, hidden_states=hidden, lm_head_weight=head, labels=torch.full_like(labels, IGNORED))
     (gradient,) = torch.autograd.grad(loss, hidden)
     assert loss.item() == 0
     assert not gradient.any()
